@@ -1,0 +1,173 @@
+package parasite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"structs"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Call is one system call to be made in a target.
+type Call struct {
+	Nr     uintptr
+	Args   [6]uintptr
+	Result uintptr
+}
+
+// Err is the error that the call returned, or nil.
+func (c *Call) Err() error {
+	if errno := failed(c.Result); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// callABI is one entry of the executor's array (executor_amd64.s).
+type callABI struct {
+	_      structs.HostLayout
+	nr     uintptr
+	args   [6]uintptr
+	result uintptr
+}
+
+const callSize = unsafe.Sizeof(callABI{})
+
+// callContext is a context that lives inside one request to the tracer.
+type callContext = context.Context
+
+// Remote calls of which none should block.
+const callTimeout = 10 * time.Second
+
+// An execution is an executor that stands ready in the target.
+type execution struct {
+	code, slots, calls uintptr
+	mask               uint64 // the thread's own
+	store              bool   // the calls' array can be written by the target
+}
+
+// follow lets the thread run an executor and makes sure that it ends where it
+// began. The order of the steps is such that the tracer may die between any
+// two of them: up to writeRegisters nothing has changed; from there on the
+// executor runs to its end and restores everything; when the registers are
+// written back, the interrupt that is pending makes the kernel look at
+// interrupted system calls once more before the thread leaves it.
+func (t *Thread) follow(ctx callContext, e execution, calls []Call) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	regs := enterExecutor(t.regs, e.code, e.calls, len(calls), e.store, e.slots)
+	if err := t.writeRegisters(&regs); err != nil {
+		return err
+	}
+	err := t.SetSignalMask(^uint64(0))
+	for i := 0; i < len(calls) && err == nil; i++ {
+		err = t.followCall(ctx, &calls[i])
+	}
+	if errors.Is(err, ErrGone) {
+		return err
+	}
+	return errors.Join(err, t.comeBack(e.mask))
+}
+
+// followCall lets the thread run until it has made one system call.
+func (t *Thread) followCall(ctx callContext, call *Call) error {
+	for range 2 { // its entry, its exit
+		if err := t.advance(ctx, unix.PTRACE_SYSCALL, stop.syscall); err != nil {
+			return err
+		}
+	}
+	var now Thread
+	now.process, now.tid = t.process, t.tid
+	if err := now.readRegisters(); err != nil {
+		return err
+	}
+	call.Result = syscallResult(&now.regs)
+	return nil
+}
+
+// comeBack makes the thread stand where it stood before follow, in a stop from
+// which the kernel itself restarts what was interrupted.
+func (t *Thread) comeBack(mask uint64) error {
+	if err := ptrace(ptraceInterrupt, t.tid, 0, 0); err != nil {
+		return err
+	}
+	if err := t.SetSignalMask(mask); err != nil {
+		return err
+	}
+	if err := t.writeRegisters(&t.regs); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	return t.advance(ctx, unix.PTRACE_CONT, func(s stop) bool { return s.event() == ptraceEventStop })
+}
+
+// advance lets the thread run until it comes to the kind of stop that is
+// wanted. Signals that cannot be blocked are passed on; stops of the whole
+// process by SIGSTOP are recorded by the kernel and happen after Detach.
+func (t *Thread) advance(ctx callContext, request int, wanted func(stop) bool) error {
+	var signal unix.Signal
+	for {
+		if err := ptrace(request, t.tid, 0, uintptr(signal)); err != nil {
+			return err
+		}
+		s, err := wait(ctx, t.tid)
+		if err != nil {
+			if ctx.Err() != nil {
+				err = errors.Join(err, t.regain())
+			}
+			return err
+		}
+		switch {
+		case s.gone():
+			delete(t.process.threads, t.tid)
+			return fmt.Errorf("thread %d: %v: %w", t.tid, s, ErrGone)
+		case wanted(s):
+			return nil
+		case synchronous[s.signal()]:
+			return fmt.Errorf("remote call in thread %d: %v", t.tid, s)
+		default: // a signal to pass on, or a stop to leave
+			signal = s.signal()
+		}
+	}
+}
+
+// regain stops a thread whose remote call does not return.
+func (t *Thread) regain() error {
+	if err := ptrace(ptraceInterrupt, t.tid, 0, 0); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	s, err := wait(ctx, t.tid)
+	if err == nil && s.gone() {
+		delete(t.process.threads, t.tid)
+		err = ErrGone
+	}
+	return err
+}
+
+// Signals that a fault in the executor would raise: they are never blocked.
+var synchronous = map[unix.Signal]bool{
+	unix.SIGSEGV: true, unix.SIGBUS: true, unix.SIGILL: true, unix.SIGFPE: true, unix.SIGTRAP: true, unix.SIGSYS: true,
+}
+
+// Syscall makes one system call whose arguments need no memory of ours. The
+// error is the call's own.
+func (t *Thread) Syscall(ctx context.Context, nr uintptr, args ...uintptr) (uintptr, error) {
+	calls := []Call{{Nr: nr}}
+	copy(calls[0].Args[:], args)
+	err := t.process.tracer.Do(func() error {
+		if t.process.launched {
+			return t.runBatch(ctx, calls, nil)
+		}
+		return t.callInRoom(ctx, calls)
+	})
+	if err != nil {
+		return 0, err
+	}
+	return calls[0].Result, calls[0].Err()
+}

@@ -1,0 +1,3 @@
+package parasitetest
+
+func holdRegisters(rounds uint64) (wrong uint64)
