@@ -1,0 +1,307 @@
+package dirty
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate/image"
+)
+
+// Async tracks by userfaultfd write protection and PAGEMAP_SCAN
+// (Documentation/admin-guide/mm/pagemap.rst, "Pagemap Scan IOCTL").
+//
+//	Collect:  registered? ──no──▶ register, everything counts as written
+//	              │yes
+//	              ▼
+//	          find written pages that hold something, and protect them again, at once
+//	Final:    find written pages, then look which of them hold something
+type Async struct {
+	uffd    *os.File
+	pagemap *os.File
+	guards  bool // the kernel tells guard pages apart
+	// copies are the private copies of file pages that were reported. When such
+	// a mapping gives one up, the kernel keeps the protection in place of the
+	// page (zap_install_uffd_wp_if_needed, mm/memory.c), and it does not count
+	// as written.
+	copies []Range
+}
+
+// NewAsync takes over a userfaultfd that was made inside process pid.
+func NewAsync(uffd *os.File, pid int) (*Async, error) {
+	// Only these: of the features that the kernel would return, some make the
+	// target wait for a reader.
+	arg := uffdioAPIArg{api: uffdAPI, features: uffdFeatureWPFault | uffdFeatureWPUnpopulated | uffdFeatureWPAsync}
+	if err := openAPI(int(uffd.Fd()), &arg); err != nil {
+		return nil, fmt.Errorf("asking userfaultfd for asynchronous write protection: %w", err)
+	}
+	pagemap, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", pid))
+	if err != nil {
+		return nil, err
+	}
+	a := &Async{uffd: uffd, pagemap: pagemap}
+	a.guards = a.knowsGuards()
+	return a, nil
+}
+
+// knowsGuards reports whether the kernel knows the category at all (Linux 6.15).
+func (a *Async) knowsGuards() bool {
+	arg := scanArg{start: 0, end: image.PageSize, categoryAnyOfMask: pageIsPresent, returnMask: pageIsGuard}
+	_, err := scanOnce(a.pagemap, &arg, make([]pageRegion, 1))
+	return err == nil
+}
+
+var _ Tracker = (*Async)(nil)
+
+// NeedsStop is false: protection and report are one step for each page.
+func (a *Async) NeedsStop() bool { return false }
+
+// SeesSharedWrites is true.
+func (a *Async) SeesSharedWrites() bool { return true }
+
+// Close unregisters everything, since it closes the last descriptor of the
+// userfaultfd. The kernel walks the page tables for it: some 14 ms a GiB.
+func (a *Async) Close() error { return errors.Join(a.uffd.Close(), a.pagemap.Close()) }
+
+// Collect implements [Tracker].
+func (a *Async) Collect(ctx context.Context, mappings []image.Mapping) ([]Changes, error) {
+	all := make([]Changes, len(mappings))
+	for i := range mappings {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		changes, err := a.collect(&mappings[i])
+		if err != nil {
+			return nil, fmt.Errorf("scanning %#x-%#x: %w", mappings[i].Start, mappings[i].End, err)
+		}
+		all[i] = changes
+	}
+	return all, a.recheckCopies(mappings, all)
+}
+
+func (a *Async) collect(m *image.Mapping) (Changes, error) {
+	c := Changes{}
+	again := scanArg{
+		flags:             scanCheckWPAsync | scanWPMatching,
+		categoryMask:      pageIsWritten,
+		categoryAnyOfMask: holding(m),
+	}
+	err := a.scan(m.AddressRange, again, m, &c)
+	if !errors.Is(err, unix.EPERM) {
+		return c, err
+	}
+	// A mapping that was made since, at least in part.
+	c = Changes{Fresh: []Range{m.AddressRange}}
+	first := scanArg{flags: scanWPMatching, categoryAnyOfMask: holding(m)}
+	switch err := register(int(a.uffd.Fd()), m.AddressRange); {
+	case errors.Is(err, unix.EBUSY):
+		first.flags = 0 // the program's own userfaultfd: cannot be protected, is always fresh
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOMEM):
+		// Gone again, or of a kind that cannot be tracked.
+		first.flags = 0
+	case errors.Is(err, unix.ESRCH):
+		return Changes{}, err
+	case err != nil:
+		return Changes{}, fmt.Errorf("registering: %w", err)
+	}
+	return c, a.scan(m.AddressRange, first, m, &c)
+}
+
+// Final implements [Tracker]. The mappings are divided among the processors.
+func (a *Async) Final(ctx context.Context, mappings []image.Mapping) ([]Changes, error) {
+	all := make([]Changes, len(mappings))
+	pieces := cut(mappings, runtime.GOMAXPROCS(0))
+	results := make([]Changes, len(pieces))
+	group, _ := errgroup.WithContext(ctx)
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for i, p := range pieces {
+		group.Go(func() error {
+			m := mappings[p.mapping]
+			m.AddressRange = p.Range
+			var err error
+			if results[i], err = a.final(&m); err != nil {
+				return fmt.Errorf("scanning %#x-%#x: %w", m.Start, m.End, err)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	for i, p := range pieces {
+		c, r := &all[p.mapping], &results[i]
+		c.Fresh = append(c.Fresh, r.Fresh...)
+		c.Content = append(c.Content, r.Content...)
+		c.Gone = append(c.Gone, r.Gone...)
+		c.Guards = append(c.Guards, r.Guards...)
+	}
+	return all, a.recheckCopies(mappings, all)
+}
+
+// recheckCopies looks whether the private copies of file pages are still
+// there, and remembers those that are.
+func (a *Async) recheckCopies(mappings []image.Mapping, all []Changes) error {
+	var copies []Range
+	for i := range mappings {
+		m, c := &mappings[i], &all[i]
+		if !copiesFile(m) {
+			continue
+		}
+		silent := clip(a.copies, m.AddressRange)
+		for _, reported := range [][]Range{c.Fresh, c.Content, c.Gone} {
+			silent = subtract(silent, reported)
+		}
+		for _, r := range silent {
+			if err := a.recheck(r, c); err != nil {
+				return fmt.Errorf("scanning %#x-%#x: %w", r.Start, r.End, err)
+			}
+		}
+		c.Gone, c.Content = join(c.Gone), join(c.Content)
+		copies = append(copies, subtract(join(append(silent, c.Content...)), c.Gone)...)
+	}
+	a.copies = copies
+	return nil
+}
+
+func (a *Async) recheck(r Range, c *Changes) error {
+	var there []Range
+	const kinds = pageIsPresent | pageIsSwapped
+	err := a.walk(r, scanArg{categoryAnyOfMask: kinds, returnMask: kinds | pageIsFile}, func(p *pageRegion) {
+		switch {
+		case p.categories&pageIsSwapped != 0:
+			// A copy on a swap device looks like the protection of a page that
+			// was given up. Read once more, it is right in either case.
+			c.Content = append(c.Content, Range{Start: p.start, End: p.end})
+			there = push(there, p.start, p.end)
+		case p.categories&pageIsFile == 0:
+			there = push(there, p.start, p.end)
+		}
+	})
+	c.Gone = append(c.Gone, subtract([]Range{r}, there)...)
+	return err
+}
+
+func (a *Async) final(m *image.Mapping) (Changes, error) {
+	// Asked for this category alone, the kernel takes a fast path over page
+	// tables whose entries are all protected.
+	var written []Range
+	arg := scanArg{flags: scanCheckWPAsync, categoryMask: pageIsWritten, returnMask: pageIsWritten}
+	err := a.walk(m.AddressRange, arg, func(r *pageRegion) {
+		written = push(written, r.start, r.end)
+	})
+	c := Changes{}
+	if errors.Is(err, unix.EPERM) {
+		c.Fresh = []Range{m.AddressRange}
+		return c, a.scan(m.AddressRange, scanArg{categoryAnyOfMask: holding(m)}, m, &c)
+	}
+	if err != nil {
+		return c, err
+	}
+	if m.Shared {
+		c.Content = written
+		return c, nil
+	}
+	for _, w := range written {
+		var there []Range
+		arg := scanArg{categoryAnyOfMask: pageIsPresent | pageIsSwapped, returnMask: a.returned()}
+		err := a.walk(w, arg, func(r *pageRegion) {
+			there = push(there, r.start, r.end)
+			c.sort(m, r)
+		})
+		if err != nil {
+			return c, err
+		}
+		c.Gone = append(c.Gone, subtract([]Range{w}, there)...)
+	}
+	c.Gone = join(c.Gone)
+	return c, nil
+}
+
+// holding are the categories of pages that are of interest at all. Those of
+// private memory hold something. A page of a shared mapping may have been
+// written and unmapped again, while the object holds what was written: there
+// the absent pages are protected too, although that takes page tables.
+func holding(m *image.Mapping) uint64 {
+	if m.Shared {
+		return 0
+	}
+	return pageIsPresent | pageIsSwapped
+}
+
+// returned are the categories that sort wants to know.
+func (a *Async) returned() uint64 {
+	if a.guards {
+		return pageIsFile | pageIsGuard
+	}
+	return pageIsFile
+}
+
+// scan walks over r and sorts what it finds into c.
+func (a *Async) scan(r Range, arg scanArg, m *image.Mapping, c *Changes) error {
+	arg.returnMask = a.returned()
+	return a.walk(r, arg, func(region *pageRegion) { c.sort(m, region) })
+}
+
+// sort puts a stretch of equal pages where it belongs.
+func (c *Changes) sort(m *image.Mapping, r *pageRegion) {
+	switch {
+	case r.categories&pageIsGuard != 0:
+		c.Guards = push(c.Guards, r.start, r.end)
+	case copiesFile(m) && r.categories&pageIsFile != 0:
+		// The file's own page: the destination has it too.
+		c.Gone = push(c.Gone, r.start, r.end)
+	default:
+		c.Content = push(c.Content, r.start, r.end)
+	}
+}
+
+// How many stretches the kernel reports at once.
+const scanVector = 1024
+
+// walk runs a scan over all of r.
+func (a *Async) walk(r Range, arg scanArg, found func(*pageRegion)) error {
+	vec := make([]pageRegion, scanVector)
+	for at := r.Start; at < r.End; {
+		arg.start, arg.end = at, r.End
+		n, err := scanOnce(a.pagemap, &arg, vec)
+		if err != nil {
+			return err
+		}
+		for i := range n {
+			found(&vec[i])
+		}
+		if arg.walkEnd <= at {
+			return fmt.Errorf("scan stands still at %#x", at)
+		}
+		at = arg.walkEnd
+	}
+	return nil
+}
+
+// piece is a part of one mapping.
+type piece struct {
+	mapping int
+	Range
+}
+
+// cut divides mappings into pieces for n processors to work on.
+func cut(mappings []image.Mapping, n int) []piece {
+	const most = 256 << 20 // so that the pieces of one large mapping spread
+	var pieces []piece
+	for i := range mappings {
+		for at := mappings[i].Start; at < mappings[i].End; {
+			end := min(mappings[i].End, at+most)
+			if n == 1 {
+				end = mappings[i].End
+			}
+			pieces = append(pieces, piece{i, Range{Start: at, End: end}})
+			at = end
+		}
+	}
+	return pieces
+}
