@@ -10,6 +10,7 @@ type Attempt struct {
 	Prepared  bool
 	Promised  bool
 	Ended     *Ended
+	Gone      string // why the destination's half is gone
 	Progress  *Progress
 	Measured  Measured // as far as heard
 	// Waiting says for people what the leader waits for, if it has to wait.
@@ -37,6 +38,8 @@ func (a Attempt) Proposal(r Record) (Decided, bool) {
 			d.Source = OutcomeKilled
 		}
 		return d, true
+	case a.Gone != "":
+		return a.Abort(a.Gone), true
 	case !a.Prepared || !a.Promised:
 		return Decided{}, false
 	case r.Options.Rehearse:

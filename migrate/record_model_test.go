@@ -143,7 +143,18 @@ func (w *world) Report(t *rapid.T) {
 		}
 	} else {
 		w.leader.Prepared = w.target == "prepared"
+		if w.target == "nothing" {
+			w.leader.Gone = "its agent was lost"
+		}
 	}
+}
+
+// TargetLost is the end of the shell before it may run.
+func (w *world) TargetLost(t *rapid.T) {
+	if w.target != "shell" && w.target != "prepared" || w.record.State == StateCommitted {
+		t.Skip("nothing to lose")
+	}
+	w.target = "nothing"
 }
 
 func (w *world) LeaderLost(*rapid.T) { w.leader = Attempt{} }
