@@ -46,7 +46,8 @@ func (c Command) request(detach bool) (*control.Request, error) {
 }
 
 // Run runs a command to its end and returns its exit status, 128 + n for death
-// by signal n. When ctx ends, the command's process group is killed.
+// by signal n. When ctx ends, the command's process group is killed. With an
+// error the status is 0, or 126 or 127 if the host has no such command.
 func (h *Host) Run(ctx context.Context, c Command) (int, error) {
 	request, err := c.request(false)
 	if err != nil {
@@ -61,7 +62,7 @@ func (h *Host) Run(ctx context.Context, c Command) (int, error) {
 		return 0, fmt.Errorf("asking %s to run %s: %w", h.Name(), c.Args[0], err)
 	}
 	if _, err := receive(connection); err != nil {
-		return 0, err
+		return startStatus(err), err
 	}
 	ended := make(chan struct{})
 	defer close(ended)
@@ -88,6 +89,14 @@ func (h *Host) Run(ctx context.Context, c Command) (int, error) {
 		return 0, fmt.Errorf("running %s on %s: %w", c.Args[0], h.Name(), ctx.Err())
 	}
 	return reply.Exit.Status(), nil
+}
+
+// startStatus is the exit status of a command that a host did not start.
+func startStatus(err error) int {
+	if refusal, ok := errors.AsType[*control.Error](err); ok {
+		return refusal.Status
+	}
+	return 0
 }
 
 // An ExitError is a command that did not end with exit status 0.

@@ -41,14 +41,9 @@ func ours(path string) bool {
 
 // Find opens the named lab, or the only one there is if id is empty.
 func Find(id string) (*Lab, error) {
-	if id == "" {
-		var err error
-		if id, err = only(); err != nil {
-			return nil, err
-		}
-	}
-	if !idPattern.MatchString(id) {
-		return nil, fmt.Errorf("%q cannot be the name of a lab", id)
+	id, err := Resolve(id)
+	if err != nil {
+		return nil, err
 	}
 	content, err := os.ReadFile(filepath.Join(directory(id), "lab.json"))
 	if errors.Is(err, os.ErrNotExist) {
@@ -64,7 +59,15 @@ func Find(id string) (*Lab, error) {
 	return l, nil
 }
 
-func only() (string, error) {
+// Resolve is the name of the lab that is meant: id itself, or that of the only
+// lab there is if id is empty. The lab may be half made.
+func Resolve(id string) (string, error) {
+	if id != "" {
+		if !idPattern.MatchString(id) {
+			return "", fmt.Errorf("%q cannot be the name of a lab", id)
+		}
+		return id, nil
+	}
 	ids, err := IDs()
 	switch {
 	case err != nil:
@@ -77,10 +80,22 @@ func only() (string, error) {
 	return ids[0], nil
 }
 
-// Remove takes a lab down that may be in any state, half made included.
+// Remove takes a lab down that may be in any state, half made included. The
+// error is [ErrNone] if there is nothing of it.
 func Remove(ctx context.Context, id string) error {
-	if !idPattern.MatchString(id) {
-		return fmt.Errorf("%q cannot be the name of a lab", id)
+	id, err := Resolve(id)
+	if err != nil {
+		return err
 	}
-	return remove(ctx, id)
+	groups, err := openGroups(id)
+	if err != nil {
+		return err
+	}
+	defer groups.close()
+	_, noDirectory := os.Lstat(directory(id))
+	_, noGroups := os.Lstat(groups.path)
+	if noDirectory != nil && noGroups != nil {
+		return fmt.Errorf("there is no lab %s: %w", id, ErrNone)
+	}
+	return remove(ctx, id, groups)
 }

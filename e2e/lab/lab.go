@@ -226,23 +226,23 @@ func (l *Lab) Down(ctx context.Context) error {
 	for _, b := range l.births {
 		b.close()
 	}
-	if err := remove(ctx, l.plan.ID); err != nil {
+	groups, err := openGroups(l.plan.ID)
+	if err != nil {
+		return err
+	}
+	defer groups.close()
+	if err := remove(ctx, l.plan.ID, groups); err != nil {
 		return err
 	}
 	l.children.Wait()
 	return nil
 }
 
-func remove(ctx context.Context, id string) error {
+func remove(ctx context.Context, id string, groups *groups) error {
 	deadline := time.Now().Add(downTimeout)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
 	}
-	groups, err := openGroups(id)
-	if err != nil {
-		return err
-	}
-	defer groups.close()
 	if err := cgroup.Remove(groups.path, deadline); err != nil {
 		return fmt.Errorf("ending lab %s: %w", id, err)
 	}

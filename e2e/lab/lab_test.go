@@ -319,8 +319,11 @@ func TestDownLeavesNothing(t *testing.T) {
 	if _, err := Find(id); !errors.Is(err, ErrNone) {
 		t.Errorf("finding a lab that was taken down: %v", err)
 	}
-	if err := Remove(t.Context(), id); err != nil {
+	if err := l.Down(t.Context()); err != nil {
 		t.Errorf("taking it down once more: %v", err)
+	}
+	if err := Remove(t.Context(), id); !errors.Is(err, ErrNone) {
+		t.Errorf("removing what is not there: %v", err)
 	}
 }
 

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// Exit codes. Scripts rely on them.
+const (
+	exitDone      = 0
+	exitUsage     = 1 // wrong usage, or no answer from the coordinator
+	exitRefused   = 2 // by preflight, nothing was touched
+	exitAborted   = 3 // the process runs at the source
+	exitUndecided = 4 // ask "show ID"
+)
+
+// An exitError ends the program with a code of its own. With a nil err there
+// is nothing more to say.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// exitCode is the program's exit code for a verb's error, which it prints.
+func exitCode(err error, stderr io.Writer) int {
+	if err == nil {
+		return exitDone
+	}
+	code := exitUsage
+	if exit, ok := errors.AsType[*exitError](err); ok {
+		code = exit.code
+		if exit.err == nil {
+			return code
+		}
+	}
+	if errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted")
+	}
+	fmt.Fprintln(stderr, "migratectl:", err)
+	return code
+}
