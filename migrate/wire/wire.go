@@ -1,0 +1,251 @@
+package wire
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"github.com/pagurus-project/pagurus/migrate/image"
+)
+
+// Kinds of messages of the page stream.
+const (
+	KindLayout  uint8 = 1 // image.Layout, before a round's pages
+	KindState   uint8 = 2 // State, after the last round's
+	KindSignals uint8 = 3 // Signals, after COMMIT
+)
+
+// Hello is the first thing that a source sends.
+type Hello struct {
+	Migration string `cbor:"migration"`
+	Epoch     uint64 `cbor:"epoch"`
+	Token     []byte `cbor:"token"`
+}
+
+// ReplyKind says what a Reply is.
+type ReplyKind string
+
+const (
+	Welcome  ReplyKind = "welcome"
+	Placed   ReplyKind = "placed"   // Round: everything of it is in its place
+	Prepared ReplyKind = "prepared" // everything is built; what is left is to thaw
+	Failed   ReplyKind = "failed"   // Reason: the migration cannot go on here
+)
+
+// Reply is what a destination says.
+type Reply struct {
+	Kind   ReplyKind `cbor:"kind"`
+	Round  uint32    `cbor:"round,omitempty"`
+	Reason string    `cbor:"reason,omitempty"`
+}
+
+// State is what crosses after the last pages.
+type State struct {
+	Image []byte `cbor:"image"` // image.Image, encoded by itself
+	// Verify is nil unless all of the memory is to be compared.
+	Verify *Verify `cbor:"verify,omitempty"`
+}
+
+// Verify is what the source's memory consisted of while it was frozen.
+type Verify struct {
+	Runs       []Run    `cbor:"runs"`
+	ChunkPages uint64   `cbor:"chunk_pages"` // pages that a digest covers, counted through all runs
+	Digests    []uint64 `cbor:"digests"`     // pageserver.DigestChunks of the runs
+}
+
+// Run is a run of pages in a space.
+type Run struct {
+	Space uint32 `cbor:"space"`
+	First uint64 `cbor:"first"`
+	Pages uint64 `cbor:"pages"`
+}
+
+// Signals are those that reached the frozen source after its dump.
+type Signals struct {
+	Processes []ProcessSignals `cbor:"processes"`
+}
+
+// ProcessSignals are struct siginfo (signal(7)) of one process.
+type ProcessSignals struct {
+	PID     int             `cbor:"pid"`
+	Shared  [][]byte        `cbor:"shared"` // for the process
+	Threads []ThreadSignals `cbor:"threads"`
+}
+
+// ThreadSignals are those for one thread.
+type ThreadSignals struct {
+	TID     int      `cbor:"tid"`
+	Pending [][]byte `cbor:"pending"`
+}
+
+// Empty reports whether there are none.
+func (s *Signals) Empty() bool {
+	for _, p := range s.Processes {
+		if len(p.Shared) > 0 {
+			return false
+		}
+		for _, t := range p.Threads {
+			if len(t.Pending) > 0 {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// Bounds of what is decoded.
+const (
+	maxFrameBytes = 64 << 10
+	maxElements   = 1 << 22
+	siginfoBytes  = 128
+	maxPages      = 1 << 36 // of 4 KiB: the 48 bits of an address
+)
+
+var decMode = sync.OnceValue(func() cbor.DecMode {
+	mode, err := cbor.DecOptions{
+		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
+		MaxNestedLevels:   8,
+		MaxArrayElements:  maxElements,
+		MaxMapPairs:       64,
+		IndefLength:       cbor.IndefLengthForbidden,
+		TagsMd:            cbor.TagsForbidden,
+		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
+	}.DecMode()
+	if err != nil {
+		panic(err) // the options are constants
+	}
+	return mode
+})
+
+// WriteHello opens a page connection.
+func WriteHello(w io.Writer, h Hello) error { return writeFrame(w, h) }
+
+// ReadHello reads what a connection is about.
+func ReadHello(r io.Reader) (Hello, error) {
+	var h Hello
+	if err := readFrame(r, &h); err != nil {
+		return h, err
+	}
+	if h.Migration == "" || len(h.Token) == 0 {
+		return h, errors.New("reading a greeting: it names no migration or brings no token")
+	}
+	return h, nil
+}
+
+// WriteReply sends one reply.
+func WriteReply(w io.Writer, r Reply) error { return writeFrame(w, r) }
+
+// ReadReply reads the next reply. It returns io.EOF where the destination has
+// closed its direction.
+func ReadReply(r io.Reader) (Reply, error) {
+	var reply Reply
+	if err := readFrame(r, &reply); err != nil {
+		return reply, err
+	}
+	switch reply.Kind {
+	case Welcome, Placed, Prepared, Failed:
+		return reply, nil
+	}
+	return reply, fmt.Errorf("reading a reply: its kind %q is unknown", reply.Kind)
+}
+
+func writeFrame(w io.Writer, v any) error {
+	body, err := cbor.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if len(body) > maxFrameBytes {
+		return fmt.Errorf("a frame of %d bytes is longer than %d", len(body), maxFrameBytes)
+	}
+	_, err = w.Write(append(binary.LittleEndian.AppendUint32(nil, uint32(len(body))), body...))
+	return err
+}
+
+func readFrame(r io.Reader, v any) error {
+	var size [4]byte
+	if _, err := io.ReadFull(r, size[:]); err != nil {
+		return err
+	}
+	n := binary.LittleEndian.Uint32(size[:])
+	if n > maxFrameBytes {
+		return fmt.Errorf("reading a frame: %d bytes are more than %d", n, maxFrameBytes)
+	}
+	body := make([]byte, n)
+	if _, err := io.ReadFull(r, body); err != nil {
+		return fmt.Errorf("reading a frame: %w", err)
+	}
+	if err := decMode().Unmarshal(body, v); err != nil {
+		return fmt.Errorf("reading a frame: %w", err)
+	}
+	return nil
+}
+
+// Encode writes the state down.
+func (s *State) Encode() ([]byte, error) { return cbor.Marshal(s) }
+
+// DecodeState reads a state that may come from anybody, and the image in it.
+func DecodeState(data []byte) (*image.Image, *Verify, error) {
+	var s State
+	if err := decMode().Unmarshal(data, &s); err != nil {
+		return nil, nil, fmt.Errorf("decoding a state: %w", err)
+	}
+	m, err := image.Decode(s.Image)
+	if err != nil {
+		return nil, nil, err
+	}
+	if v := s.Verify; v != nil {
+		if err := v.validate(); err != nil {
+			return nil, nil, fmt.Errorf("decoding a state: %w", err)
+		}
+	}
+	return m, s.Verify, nil
+}
+
+func (v *Verify) validate() error {
+	if v.ChunkPages == 0 || v.ChunkPages > maxPages {
+		return errors.New("chunks to compare have no pages, or too many")
+	}
+	var pages uint64
+	for _, r := range v.Runs {
+		if r.Pages == 0 || r.Pages > maxPages || r.First > maxPages || r.First+r.Pages > maxPages {
+			return fmt.Errorf("pages %d+%d to compare are out of range", r.First, r.Pages)
+		}
+		if pages += r.Pages; pages > maxPages {
+			return fmt.Errorf("more than %d pages to compare", uint64(maxPages))
+		}
+	}
+	chunks := (pages + v.ChunkPages - 1) / v.ChunkPages
+	if chunks != uint64(len(v.Digests)) {
+		return fmt.Errorf("%d digests for %d chunks to compare", len(v.Digests), chunks)
+	}
+	return nil
+}
+
+// Encode writes the signals down.
+func (s *Signals) Encode() ([]byte, error) { return cbor.Marshal(s) }
+
+// DecodeSignals reads signals that may come from anybody.
+func DecodeSignals(data []byte) (*Signals, error) {
+	var s Signals
+	if err := decMode().Unmarshal(data, &s); err != nil {
+		return nil, fmt.Errorf("decoding signals: %w", err)
+	}
+	for _, p := range s.Processes {
+		lists := [][][]byte{p.Shared}
+		for _, t := range p.Threads {
+			lists = append(lists, t.Pending)
+		}
+		for _, list := range lists {
+			for _, info := range list {
+				if len(info) != siginfoBytes {
+					return nil, fmt.Errorf("decoding signals: a siginfo of %d bytes", len(info))
+				}
+			}
+		}
+	}
+	return &s, nil
+}
