@@ -38,7 +38,8 @@ func findings(list []*migratev1.Finding) []migrate.Finding {
 	return out
 }
 
-func processes(list []*migratev1.Process, host string) []migrate.Process {
+// Processes are what an agent lists.
+func Processes(list []*migratev1.Process, host string) []migrate.Process {
 	out := make([]migrate.Process, 0, len(list))
 	for _, p := range first(list, maxProcesses) {
 		out = append(out, migrate.Process{

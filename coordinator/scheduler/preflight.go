@@ -92,7 +92,7 @@ func (s *Scheduler) lookAtSource(ctx context.Context, l look, f *found) (invento
 		if err != nil {
 			return err
 		}
-		f.tree = processes(resp.GetTree(), l.from)
+		f.tree = Processes(resp.GetTree(), l.from)
 		f.blockers = append(f.blockers, findings(resp.GetBlockers())...)
 		f.warnings = append(f.warnings, findings(resp.GetWarnings())...)
 		inventory = resp.GetInventory()

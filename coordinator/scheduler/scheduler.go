@@ -42,7 +42,8 @@ type Scheduler struct {
 	logger *slog.Logger
 
 	mu       sync.Mutex
-	term     *term // nil while another server leads
+	term     *term         // nil while another server leads
+	turned   chan struct{} // closed when term is set, and replaced
 	watchers map[string]map[*watcher]struct{}
 }
 
@@ -56,7 +57,10 @@ type term struct {
 
 // New makes a scheduler, which does nothing until Lead.
 func New(log Log, agents Agents, timing Timing, logger *slog.Logger) *Scheduler {
-	return &Scheduler{log: log, agents: agents, timing: timing, logger: logger, watchers: map[string]map[*watcher]struct{}{}}
+	return &Scheduler{
+		log: log, agents: agents, timing: timing, logger: logger,
+		turned: make(chan struct{}), watchers: map[string]map[*watcher]struct{}{},
+	}
 }
 
 // Lead works on all migrations that have something outstanding until ctx ends.
@@ -67,6 +71,8 @@ func (s *Scheduler) Lead(ctx context.Context, number uint64) {
 	t := &term{ctx: ctx, number: number, workers: map[string]*worker{}}
 	s.mu.Lock()
 	s.term = t
+	close(s.turned)
+	s.turned = make(chan struct{})
 	s.mu.Unlock()
 	for _, r := range s.log.Records() {
 		s.Changed(r, r.Effects())
@@ -88,6 +94,13 @@ func (s *Scheduler) Leading() (context.Context, error) {
 		return nil, ErrNotLeading
 	}
 	return s.term.ctx, nil
+}
+
+// Turn returns a channel that is closed when this server next begins to lead.
+func (s *Scheduler) Turn() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.turned
 }
 
 // Changed tells of a record that is new or has changed, in the log's order.

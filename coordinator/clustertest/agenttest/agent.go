@@ -33,7 +33,7 @@ type Agent struct {
 	mu      sync.Mutex
 	halves  map[string]*half
 	barred  map[string]uint64 // by an ABORT that came before what it aborts, up to an epoch
-	alive   context.Context // ends with Kill
+	alive   context.Context   // ends with Kill
 	kill    context.CancelFunc
 	running sync.WaitGroup
 }

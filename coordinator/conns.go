@@ -1,0 +1,103 @@
+package coordinator
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/pagurus-project/pagurus/coordinator/member"
+	"github.com/pagurus-project/pagurus/coordinator/scheduler"
+	migratev1 "github.com/pagurus-project/pagurus/proto/migrate/v1"
+	"github.com/pagurus-project/pagurus/trust"
+)
+
+// conns keeps a gRPC connection to each daemon that was ever needed. Gossip
+// says where a daemon is, its certificate proves that it is the one.
+type conns struct {
+	credentials *trust.Credentials
+	group       *member.Group
+
+	mu   sync.Mutex
+	open map[trust.Identity]dialled
+}
+
+var _ scheduler.Agents = (*conns)(nil)
+
+type dialled struct {
+	address string
+	conn    *grpc.ClientConn
+}
+
+func newConns(c *trust.Credentials, g *member.Group) *conns {
+	return &conns{credentials: c, group: g, open: map[trust.Identity]dialled{}}
+}
+
+// Agent returns a client of a host's agent, which may be down.
+func (c *conns) Agent(host string) (migratev1.AgentClient, error) {
+	conn, err := c.to(trust.Identity{Role: trust.RoleAgent, Name: host})
+	if err != nil {
+		return nil, err
+	}
+	return migratev1.NewAgentClient(conn), nil
+}
+
+// Coordinator returns a client of another coordinator.
+func (c *conns) Coordinator(name string) (migratev1.CoordinatorClient, error) {
+	conn, err := c.to(trust.Identity{Role: trust.RoleCoordinator, Name: name})
+	if err != nil {
+		return nil, err
+	}
+	return migratev1.NewCoordinatorClient(conn), nil
+}
+
+// to returns the connection to a daemon. One that gossip calls dead is tried
+// all the same: it may only not gossip.
+func (c *conns) to(id trust.Identity) (*grpc.ClientConn, error) {
+	m, ok := c.group.Member(id.Role, id.Name)
+	if !ok || m.Meta.GRPC == "" {
+		return nil, fmt.Errorf("%s: %w", id, scheduler.ErrNoSuchHost)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if d, ok := c.open[id]; ok {
+		if d.address == m.Meta.GRPC {
+			return d.conn, nil
+		}
+		d.conn.Close()
+		delete(c.open, id)
+	}
+	conn, err := grpc.NewClient("passthrough:///"+m.Meta.GRPC,
+		grpc.WithTransportCredentials(credentials.NewTLS(c.credentials.Client(trust.AllowOnly(id)))),
+		// A daemon that is back is to be noticed within a second, and a host
+		// that swallows packets is not to be waited for longer than preflight
+		// waits for it.
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: 5 * time.Second,
+		}),
+		// Between two migrations there may be hours, and the first order
+		// within a freeze must not have to connect.
+		grpc.WithIdleTimeout(0),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to %s: %w", id, err)
+	}
+	c.open[id] = dialled{m.Meta.GRPC, conn}
+	return conn, nil
+}
+
+func (c *conns) close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var errs []error
+	for _, d := range c.open {
+		errs = append(errs, d.conn.Close())
+	}
+	clear(c.open)
+	return errors.Join(errs...)
+}
