@@ -90,11 +90,8 @@ type Lock struct {
 
 // A Pipe is a pipe whose ends are inside the tree.
 type Pipe struct {
-	Bytes   int    `cbor:"bytes"` // its capacity
-	Packets bool   `cbor:"packets"`
-	Content []byte `cbor:"content"`
-	UID     uint32 `cbor:"uid"`
-	GID     uint32 `cbor:"gid"`
+	Bytes   int      `cbor:"bytes"`   // its capacity
+	Content [][]byte `cbor:"content"` // what is in it; of a pipe in packet mode, packet by packet
 }
 
 // Event is an eventfd.

@@ -7,6 +7,8 @@ type Memory struct {
 	Marks    Marks     `cbor:"marks"`
 	Exe      Index     `cbor:"exe"` // of Files: what /proc/PID/exe shows
 	Auxv     []byte    `cbor:"auxv"`
+	// Resident is how much of it, in bytes, was in memory or swap when the image was taken.
+	Resident uint64 `cbor:"resident"`
 	// Guards are ranges of guard pages (MADV_GUARD_INSTALL).
 	Guards []AddressRange `cbor:"guards"`
 	// LockFuture are the flags of an mlockall(2) that new mappings obey.

@@ -44,8 +44,12 @@ func (m *Image) Validate() error {
 		}
 	}
 	for i, p := range m.Pipes {
-		if p.Bytes < 0 || p.Bytes > maxPipe || len(p.Content) > p.Bytes {
-			return invalid("pipe %d holds %d of %d bytes", i, len(p.Content), p.Bytes)
+		held := 0
+		for _, piece := range p.Content {
+			held += len(piece)
+		}
+		if p.Bytes < 0 || p.Bytes > maxPipe || held > p.Bytes {
+			return invalid("pipe %d holds %d of %d bytes", i, held, p.Bytes)
 		}
 	}
 	for i, s := range m.Sockets {

@@ -1,0 +1,168 @@
+package resource
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"structs"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/parasite"
+)
+
+// epollFile: epoll(7). A registration belongs to an open file description and
+// to the number under which it was registered, which may be closed or another
+// description's by now.
+var epollFile = fileKind{
+	dump: func(*ProcessDump, *openFile, *image.File) error { return nil }, // dumpEpoll, when all others are known
+	open: func(_ *TreeRestore, f *image.File) (int, error) {
+		fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+		if err != nil {
+			return 0, err
+		}
+		return fd, setStatusFlags(fd, f.Flags)
+	},
+	connect: restoreEpoll,
+}
+
+// dumpEpoll reads the registrations from lines like
+//
+//	tfd:        5 events:       19 data: ffffffff00000007  pos:0 ino:80d sdev:f
+func dumpEpoll(d *ProcessDump, o *openFile, f *image.File) error {
+	f.Epoll = []image.Watch{}
+	same := make(map[int]int) // how often a number was met
+	for _, line := range o.info.Lines {
+		if line.Name != "tfd" {
+			continue
+		}
+		w, err := parseWatch(line.Value)
+		if err != nil {
+			return err
+		}
+		w.File, err = d.watched(o.fd, w.FD, same[w.FD])
+		same[w.FD]++
+		if err != nil {
+			return err
+		}
+		if w.File == image.None {
+			d.Block(migrate.CodeDescriptor, "", "epoll descriptor %d of process %d watches a file that no descriptor of the process refers to any more", o.fd, d.Proc.PID)
+			continue
+		}
+		f.Epoll = append(f.Epoll, w)
+	}
+	return nil
+}
+
+func parseWatch(value string) (image.Watch, error) {
+	// The number stands first, then names, each followed by its value.
+	words := strings.Fields(strings.ReplaceAll(value, ":", ": "))
+	w := image.Watch{File: image.None}
+	var errs []error
+	if len(words) > 0 {
+		fd, err := strconv.Atoi(words[0])
+		w.FD = fd
+		errs = append(errs, err)
+	}
+	for i := 1; i+1 < len(words); i++ {
+		var err error
+		switch words[i] {
+		case "events:":
+			var events uint64
+			events, err = strconv.ParseUint(words[i+1], 16, 32)
+			w.Events = uint32(events)
+		case "data:":
+			w.Data, err = strconv.ParseUint(words[i+1], 16, 64)
+		}
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return w, fmt.Errorf("registration %q: %w", value, err)
+	}
+	return w, nil
+}
+
+// watched finds the file of a registration among the process's descriptors:
+// most often it still has the number under which it was registered.
+func (d *ProcessDump) watched(epoll, number, occurrence int) (image.Index, error) {
+	candidates := make([]image.Descriptor, 0, len(d.Process.Descriptors))
+	for _, x := range d.Process.Descriptors {
+		if x.FD == number {
+			candidates = append([]image.Descriptor{x}, candidates...)
+		} else {
+			candidates = append(candidates, x)
+		}
+	}
+	for _, x := range candidates {
+		same, err := isWatched(d.Proc.PID, x.FD, epoll, number, occurrence)
+		if err != nil {
+			return image.None, err
+		}
+		if same {
+			return x.File, nil
+		}
+	}
+	return image.None, nil
+}
+
+// eventABI is struct epoll_event, which is packed on this architecture
+// (include/uapi/linux/eventpoll.h).
+type eventABI struct {
+	_      structs.HostLayout
+	events uint32
+	low    uint32
+	high   uint32
+}
+
+func restoreEpoll(r *ProcessRestore, f *image.File, fd int) error {
+	numbers := make(map[image.Index]int)
+	occupant := make(map[int]image.Descriptor)
+	for _, d := range r.Process.Descriptors {
+		numbers[d.File] = d.FD
+		occupant[d.FD] = d
+	}
+	spare := uintptr(r.Process.Descriptors[len(r.Process.Descriptors)-1].FD + 1)
+	b := r.batch()
+	for _, w := range f.Epoll {
+		abi := eventABI{events: w.Events, low: uint32(w.Data), high: uint32(w.Data >> 32)}
+		event := parasite.Struct(b, &abi)
+		there, taken := occupant[w.FD]
+		if taken && there.File == w.File {
+			b.Call(unix.SYS_EPOLL_CTL, uintptr(fd), unix.EPOLL_CTL_ADD, uintptr(w.FD), event)
+			continue
+		}
+		number, ok := numbers[w.File]
+		if !ok {
+			return fmt.Errorf("no descriptor refers to what was registered as %d", w.FD)
+		}
+		// Give the description its former number for a moment.
+		if taken {
+			b.Call(unix.SYS_DUP3, uintptr(w.FD), spare, 0)
+		}
+		b.Call(unix.SYS_DUP3, uintptr(number), uintptr(w.FD), 0)
+		b.Call(unix.SYS_EPOLL_CTL, uintptr(fd), unix.EPOLL_CTL_ADD, uintptr(w.FD), event)
+		if taken {
+			b.Call(unix.SYS_DUP3, spare, uintptr(w.FD), closeOnExec(there.CloExec))
+			b.Call(unix.SYS_CLOSE, spare)
+		} else {
+			b.Call(unix.SYS_CLOSE, uintptr(w.FD))
+		}
+		if b.Room() < 4<<10 {
+			if err := runAll(r.Ctx, b); err != nil {
+				return err
+			}
+			b = r.batch()
+		}
+	}
+	return runAll(r.Ctx, b)
+}
+
+func closeOnExec(set bool) uintptr {
+	if set {
+		return unix.O_CLOEXEC
+	}
+	return 0
+}

@@ -1,0 +1,412 @@
+package resource
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/procfs"
+	"github.com/pagurus-project/pagurus/parasite"
+)
+
+// A fileKind is one kind of thing that a descriptor may refer to.
+type fileKind struct {
+	// dump reads what is special about an open file description.
+	dump func(*ProcessDump, *openFile, *image.File) error
+	// check says, at the destination's preflight, what would not work there.
+	check func(*Check, *image.File)
+	// open makes the description in this process; the shell then takes it over.
+	open func(*TreeRestore, *image.File) (int, error)
+	// connect does what can be done only when the shell's table is complete;
+	// fd is a number that the description has there.
+	connect func(r *ProcessRestore, f *image.File, fd int) error
+}
+
+var fileKinds = map[image.FileKind]fileKind{
+	image.FileRegular:   regularFile,
+	image.FileDirectory: regularFile,
+	image.FilePath:      regularFile,
+	image.FileDevice:    deviceFile,
+	image.FileObject:    objectFile,
+	image.FilePipe:      pipeEnd,
+	image.FileEvent:     eventFile,
+	image.FileTimer:     timerFile,
+	image.FileSignal:    signalFile,
+	image.FileSocket:    socketEnd,
+}
+
+func init() {
+	// These look into the table themselves.
+	fileKinds[image.FileEpoll] = epollFile
+	fileKinds[image.FileInotify] = inotifyFile
+}
+
+// An openFile is an open file description as it is found at the source.
+type openFile struct {
+	fd   int    // one of the numbers it has
+	link string // what /proc/PID/fd/FD says
+	st   unix.Stat_t
+	info procfs.FDInfo
+}
+
+// classify says of which kind a description is; false: of none that can move.
+func (o *openFile) classify() (image.FileKind, bool) {
+	const anon = "anon_inode:"
+	if name, ok := strings.CutPrefix(o.link, anon); ok {
+		kinds := map[string]image.FileKind{
+			"[eventfd]": image.FileEvent, "[eventpoll]": image.FileEpoll, "[timerfd]": image.FileTimer,
+			"[signalfd]": image.FileSignal, "inotify": image.FileInotify, "[inotify]": image.FileInotify,
+		}
+		kind, known := kinds[name]
+		return kind, known
+	}
+	if o.info.Flags&unix.O_PATH != 0 {
+		return image.FilePath, true
+	}
+	switch o.st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return image.FileRegular, true // or an object, which its dump finds out
+	case unix.S_IFDIR:
+		return image.FileDirectory, true
+	case unix.S_IFIFO:
+		return image.FilePipe, strings.HasPrefix(o.link, "pipe:[")
+	case unix.S_IFCHR:
+		return image.FileDevice, plainDevices[o.st.Rdev]
+	case unix.S_IFSOCK:
+		return image.FileSocket, true
+	}
+	return "", false
+}
+
+// descriptors: the table of descriptors, and all that it refers to.
+var descriptors = processKind{
+	name:    "descriptors",
+	dump:    dumpDescriptors,
+	restore: restoreDescriptors,
+}
+
+func dumpDescriptors(d *ProcessDump) error {
+	fds, err := d.Proc.FDs()
+	if err != nil {
+		return err
+	}
+	open := make([]openFile, 0, len(fds))
+	for _, fd := range fds {
+		o := openFile{fd: fd}
+		if o.link, err = d.Proc.Link(fmt.Sprintf("fd/%d", fd)); err != nil {
+			return err
+		}
+		if o.info, err = d.Proc.FDInfo(fd); err != nil {
+			return err
+		}
+		if err := unix.Stat(d.Proc.Path(fmt.Sprintf("fd/%d", fd)), &o.st); err != nil {
+			return fmt.Errorf("descriptor %d, %s: %w", fd, o.link, err)
+		}
+		open = append(open, o)
+	}
+	descriptions, err := sameDescriptions(d.Proc.PID, open)
+	if err != nil {
+		return err
+	}
+	for i := range open {
+		index := descriptions[i]
+		if index == i {
+			if descriptions[i], err = d.dumpFile(&open[i]); err != nil {
+				return fmt.Errorf("descriptor %d, %s: %w", open[i].fd, open[i].link, err)
+			}
+			index = i
+		}
+		d.Process.Descriptors = append(d.Process.Descriptors, image.Descriptor{
+			FD: open[i].fd, File: descriptions[index], CloExec: open[i].info.Flags&unix.O_CLOEXEC != 0,
+		})
+	}
+	d.then(func() error { return d.dumpLater(open, descriptions) })
+	return nil
+}
+
+// sameDescriptions finds out which descriptors share an open file description:
+// for each the place of the first one that does. Only those that lead to the
+// same file can.
+func sameDescriptions(pid int, open []openFile) ([]int, error) {
+	first := make([]int, len(open))
+	byLink := make(map[string][]int)
+	for i := range open {
+		first[i] = i
+		for _, j := range byLink[open[i].link] {
+			order, err := kcmp(pid, pid, kcmpFile, open[i].fd, open[j].fd)
+			if err != nil {
+				return nil, fmt.Errorf("comparing descriptors %d and %d: %w", open[i].fd, open[j].fd, err)
+			}
+			if order == 0 {
+				first[i] = j
+				break
+			}
+		}
+		if first[i] == i {
+			byLink[open[i].link] = append(byLink[open[i].link], i)
+		}
+	}
+	return first, nil
+}
+
+// dumpFile adds a description to the image. One that cannot move is reported.
+func (d *ProcessDump) dumpFile(o *openFile) (image.Index, error) {
+	f := image.File{
+		Flags: o.info.Flags &^ unix.O_CLOEXEC, Position: max(o.info.Position, 0),
+		Object: image.None, Pipe: image.None, Socket: image.None,
+	}
+	kind, known := o.classify()
+	if !known {
+		d.blockFile(o)
+		kind, f.Path = image.FileDevice, os.DevNull // so that reading can go on
+	} else {
+		f.Kind = kind
+		if err := d.dumpOwner(o, &f); err != nil {
+			return 0, err
+		}
+		if err := fileKinds[kind].dump(d, o, &f); err != nil {
+			return 0, err
+		}
+		d.dumpFileLocks(o, &f)
+		d.sharing.check(d.Findings, o, &f)
+	}
+	if f.Kind == "" {
+		f.Kind = kind
+	}
+	d.image.Files = append(d.image.Files, f)
+	return len(d.image.Files) - 1, nil
+}
+
+// blockFile reports a descriptor of a kind that cannot move, by the name that
+// /proc gives it.
+func (d *ProcessDump) blockFile(o *openFile) {
+	hint := "close it before the move"
+	switch o.st.Mode & unix.S_IFMT {
+	case unix.S_IFCHR:
+		if strings.HasPrefix(o.link, "/dev/pts/") || strings.HasPrefix(o.link, "/dev/tty") {
+			hint = "start it with its standard streams in files, or detached from the terminal"
+		}
+	case unix.S_IFIFO:
+		hint = "named pipes cannot move yet"
+	}
+	d.Block(migrate.CodeDescriptor, hint, "descriptor %d of process %d is %s", o.fd, d.Proc.PID, o.link)
+}
+
+// dumpLater reads what needs all other descriptions to be known.
+func (d *ProcessDump) dumpLater(open []openFile, indices []int) error {
+	for i := range open {
+		f := &d.image.Files[indices[i]]
+		if f.Kind == image.FileEpoll && f.Epoll == nil {
+			if err := dumpEpoll(d, &open[i], f); err != nil {
+				return fmt.Errorf("descriptor %d: %w", open[i].fd, err)
+			}
+		}
+	}
+	return nil
+}
+
+// borrow gets this process a descriptor of the same open file description. It
+// is to be closed soon.
+func (d *ProcessDump) borrow(fd int) (int, error) {
+	return borrow(d.Proc.PID, fd)
+}
+
+func borrow(pid, fd int) (int, error) {
+	process, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return 0, fmt.Errorf("opening process %d: %w", pid, err)
+	}
+	defer unix.Close(process)
+	own, err := unix.PidfdGetfd(process, fd, 0)
+	if err != nil {
+		return 0, fmt.Errorf("getting descriptor %d of process %d: %w", fd, pid, err)
+	}
+	return own, nil
+}
+
+// dumpOwner reads who gets signals from a descriptor (fcntl(2), F_GETOWN_EX).
+func (d *ProcessDump) dumpOwner(o *openFile, f *image.File) error {
+	if o.info.Flags&unix.O_PATH != 0 {
+		return nil
+	}
+	fd, err := d.borrow(o.fd)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	owner, err := fileOwner(fd)
+	if err != nil {
+		return fmt.Errorf("reading its owner: %w", err)
+	}
+	signal, err := unix.FcntlInt(uintptr(fd), unix.F_GETSIG, 0)
+	if err != nil {
+		return fmt.Errorf("reading its signal: %w", err)
+	}
+	if owner.ID == 0 && signal == 0 {
+		return nil
+	}
+	if owner.ID != 0 && owner.ID != d.Proc.PID && !d.hasThread(owner.ID) {
+		d.Block(migrate.CodeOutsideEnd, "", "descriptor %d of process %d sends signals to %d", o.fd, d.Proc.PID, owner.ID)
+	}
+	f.Owner = &image.Owner{Type: owner.Type, ID: owner.ID, Signal: signal}
+	return nil
+}
+
+// A script is a sequence of remote calls of any length, of which each must
+// succeed; it is run in as many batches as it takes.
+type script struct {
+	r     *ProcessRestore
+	batch *parasite.Batch
+	err   error
+}
+
+func (r *ProcessRestore) script() *script { return &script{r: r} }
+
+// call adds one call without memory.
+func (s *script) call(nr uintptr, args ...uintptr) {
+	s.add(func(b *parasite.Batch) { b.Call(nr, args...) })
+}
+
+// add has f add one call, with at most scriptRoom bytes of memory.
+func (s *script) add(f func(*parasite.Batch)) {
+	if s.err != nil {
+		return
+	}
+	if s.batch == nil || s.batch.Room() < scriptRoom {
+		s.flush()
+		s.batch = s.r.batch()
+	}
+	f(s.batch)
+}
+
+const scriptRoom = 8 << 10
+
+func (s *script) flush() {
+	if s.batch != nil && s.err == nil {
+		s.err = runAll(s.r.Ctx, s.batch)
+	}
+	s.batch = nil
+}
+
+// run makes what is left and returns the first error.
+func (s *script) run() error {
+	s.flush()
+	return s.err
+}
+
+// restoreDescriptors opens everything in this process and hands it over to the
+// shell, which has no descriptors yet: so the numbers that it gets are known.
+func restoreDescriptors(r *ProcessRestore) error {
+	if err := r.makeSocketPairs(); err != nil {
+		return err
+	}
+	first := make(map[image.Index]int) // files of this process, in the order of handing over
+	var order []image.Index
+	highest := 0
+	for _, d := range r.Process.Descriptors {
+		if _, ok := first[d.File]; !ok {
+			first[d.File] = len(order)
+			order = append(order, d.File)
+			if err := r.openFile(d.File); err != nil {
+				return err
+			}
+		}
+		highest = max(highest, d.FD)
+	}
+	if len(order) == 0 {
+		return nil
+	}
+	base := max(highest+1, len(order)+1)
+	if err := r.raiseDescriptorLimit(base + len(order)); err != nil {
+		return err
+	}
+	s := r.script()
+	s.call(unix.SYS_PIDFD_OPEN, uintptr(os.Getpid()), 0) // becomes 0
+	for _, file := range order {                         // become 1, 2, ...
+		s.call(unix.SYS_PIDFD_GETFD, 0, uintptr(r.files[file]), 0)
+	}
+	for i := range order {
+		s.call(unix.SYS_DUP3, uintptr(i+1), uintptr(base+i), 0)
+	}
+	s.call(unix.SYS_CLOSE_RANGE, 0, uintptr(len(order)), 0)
+	for _, d := range r.Process.Descriptors {
+		flags := 0
+		if d.CloExec {
+			flags = unix.O_CLOEXEC
+		}
+		s.call(unix.SYS_DUP3, uintptr(base+first[d.File]), uintptr(d.FD), uintptr(flags))
+	}
+	s.call(unix.SYS_CLOSE_RANGE, uintptr(base), uintptr(base+len(order)-1), 0)
+	if err := s.run(); err != nil {
+		return fmt.Errorf("handing descriptors over: %w", err)
+	}
+	return r.connectFiles()
+}
+
+// raiseDescriptorLimit lets the shell have n descriptors while it is built.
+func (r *ProcessRestore) raiseDescriptorLimit(n int) error {
+	limit := limitABI{soft: ownHardLimit(unix.RLIMIT_NOFILE), hard: ownHardLimit(unix.RLIMIT_NOFILE)}
+	if uint64(n) > limit.hard {
+		return fmt.Errorf("%d descriptors are needed, the agent's limit is %d", n, limit.hard)
+	}
+	b := r.batch()
+	b.Call(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, parasite.Struct(b, &limit), 0)
+	return runAll(r.Ctx, b)
+}
+
+// openFile makes an open file description in this process, once.
+func (r *TreeRestore) openFile(index image.Index) error {
+	if _, ok := r.files[index]; ok {
+		return nil
+	}
+	f := &r.Image.Files[index]
+	fd, err := fileKinds[f.Kind].open(r, f)
+	if err != nil {
+		return fmt.Errorf("opening %s %s: %w", f.Kind, f.Path, err)
+	}
+	r.files[index] = fd
+	if f.Owner != nil {
+		err = errors.Join(setFileOwner(fd, f.Owner), setFileSignal(fd, f.Owner.Signal))
+	}
+	if err != nil {
+		return fmt.Errorf("setting the owner of %s %s: %w", f.Kind, f.Path, err)
+	}
+	if err := takeFileLocks(fd, f.Locks); err != nil {
+		return fmt.Errorf("taking the locks on %s: %w", f.Path, err)
+	}
+	return nil
+}
+
+func setFileSignal(fd, signal int) error {
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETSIG, signal)
+	return err
+}
+
+// connectFiles does what needs the complete table.
+func (r *ProcessRestore) connectFiles() error {
+	done := make(map[image.Index]bool)
+	for _, d := range r.Process.Descriptors {
+		f := &r.Image.Files[d.File]
+		if k := fileKinds[f.Kind]; k.connect != nil && !done[d.File] {
+			if err := k.connect(r, f, d.FD); err != nil {
+				return fmt.Errorf("descriptor %d: %w", d.FD, err)
+			}
+		}
+		done[d.File] = true
+	}
+	return nil
+}
+
+// setStatusFlags gives a description that was not opened by a path its flags.
+func setStatusFlags(fd, flags int) error {
+	const settable = unix.O_APPEND | unix.O_ASYNC | unix.O_DIRECT | unix.O_NOATIME | unix.O_NONBLOCK
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags&settable); err != nil {
+		return fmt.Errorf("setting flags %#o: %w", flags, err)
+	}
+	return nil
+}

@@ -1,0 +1,159 @@
+package resource
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/image"
+)
+
+// identity describes a file so that another host can tell whether its own
+// file of that path is the same, or has the same content.
+func (d *TreeDump) identity(link string, st *unix.Stat_t, written, mapped bool) (*image.Identity, error) {
+	id := &image.Identity{
+		Device: st.Dev, Inode: st.Ino, Mode: st.Mode, Bytes: st.Size, MTime: st.Mtim.Nano(),
+		Written: written, Mapped: mapped,
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(link, &fs); err != nil {
+		return nil, fmt.Errorf("reading the file system of %s: %w", link, err)
+	}
+	id.FSType = fs.Type
+	id.FSID = uint64(uint32(fs.Fsid.Val[0])) | uint64(uint32(fs.Fsid.Val[1]))<<32
+	if handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, link, unix.AT_SYMLINK_FOLLOW); err == nil {
+		id.Handle = handle.Bytes()
+	}
+	// Content decides only for files that are read, and only between hosts that
+	// do not see the same file; what was read once is remembered.
+	if d.Inspect && !written && st.Mode&unix.S_IFMT == unix.S_IFREG {
+		digest, err := d.digests.of(link, st)
+		if err != nil {
+			return nil, fmt.Errorf("reading %s: %w", link, err)
+		}
+		id.Digest = digest
+	}
+	return id, nil
+}
+
+// Digests remembers the digests of files. It may be shared among goroutines.
+type Digests struct {
+	mu    sync.Mutex
+	known map[digestKey][]byte
+}
+
+// NewDigests starts with none.
+func NewDigests() *Digests { return &Digests{known: make(map[digestKey][]byte)} }
+
+// digestKey changes whenever a file's content does.
+type digestKey struct {
+	fileID
+	size         int64
+	mtime, ctime int64
+}
+
+// Files that are larger than this must be seen by both hosts to count as equal.
+const maxDigested = 1 << 30
+
+// of returns the SHA-256 of a file, or nothing for one that is too large.
+func (d *Digests) of(path string, st *unix.Stat_t) ([]byte, error) {
+	if st.Size > maxDigested {
+		return nil, nil
+	}
+	key := digestKey{idOf(st), st.Size, st.Mtim.Nano(), st.Ctim.Nano()}
+	d.mu.Lock()
+	sum, ok := d.known[key]
+	d.mu.Unlock()
+	if ok {
+		return sum, nil
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	hash := sha256.New()
+	if _, err := io.Copy(hash, file); err != nil {
+		return nil, err
+	}
+	sum = hash.Sum(nil)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.known[key] = sum
+	return sum, nil
+}
+
+// networkFileSystems are those whose files several hosts see, by the magic
+// numbers of statfs(2).
+var networkFileSystems = map[int64]bool{
+	0x6969: true, 0xff534d42: true, 0xfe534d42: true, 0x517b: true, // NFS, CIFS, SMB2, SMB
+	0x00c36400: true, 0x0bd00bd0: true, 0x01021997: true, 0x5346414f: true, // Ceph, Lustre, 9P, AFS
+	0x01161970: true, 0x7461636f: true, // GFS2, OCFS2
+}
+
+// sameFile reports whether two identities are of one file that both hosts see:
+// by a network file system, or because the hosts share a kernel.
+func sameFile(source, here *image.Host, theirs, own *image.Identity) bool {
+	if source.BootID == here.BootID {
+		return theirs.Device == own.Device && theirs.Inode == own.Inode
+	}
+	return networkFileSystems[theirs.FSType] && theirs.FSType == own.FSType && theirs.Inode == own.Inode &&
+		len(theirs.Handle) > 0 && string(theirs.Handle) == string(own.Handle)
+}
+
+// checkIdentity compares a file of the source's with the one that this host
+// has at the same path.
+func checkIdentity(c *Check, f *image.File) {
+	own, err := c.ownIdentity(f)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		c.Block(migrate.CodeFileMissing, "install it there, or share the file system", "%s", f.Path)
+		return
+	}
+	if err != nil {
+		c.Block(migrate.CodeFileMissing, "", "%s: %v", f.Path, err)
+		return
+	}
+	id := f.Identity
+	switch {
+	case id.Mode&unix.S_IFMT != own.Mode&unix.S_IFMT:
+		c.Block(migrate.CodeFileDiffers, "make it the same there", "%s is another kind of file", f.Path)
+	case sameFile(&c.Source, &c.Host, id, own), id.Mode&unix.S_IFMT != unix.S_IFREG:
+	case id.Written:
+		c.Block(migrate.CodeFileNotShared, "put it on a file system that both hosts see", "%s is written by the process, and the file there is another one", f.Path)
+	case id.Bytes != own.Bytes || len(id.Digest) == 0 || string(id.Digest) != string(own.Digest):
+		c.Block(migrate.CodeFileDiffers, "install the same version there", "%s has other content", f.Path)
+	}
+}
+
+// ownIdentity describes the file that this host has at a path.
+func (c *Check) ownIdentity(f *image.File) (*image.Identity, error) {
+	var st unix.Stat_t
+	stat := unix.Stat
+	if f.Flags&unix.O_NOFOLLOW != 0 {
+		stat = unix.Lstat
+	}
+	if err := stat(f.Path, &st); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: f.Path, Err: err}
+	}
+	id := &image.Identity{Device: st.Dev, Inode: st.Ino, Mode: st.Mode, Bytes: st.Size}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(f.Path, &fs); err != nil {
+		return nil, err
+	}
+	id.FSType = fs.Type
+	if handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, f.Path, unix.AT_SYMLINK_FOLLOW); err == nil {
+		id.Handle = handle.Bytes()
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || f.Identity.Written || sameFile(&c.Source, &c.Host, f.Identity, id) {
+		return id, nil
+	}
+	var err error
+	id.Digest, err = c.Digests.of(f.Path, &st)
+	return id, err
+}

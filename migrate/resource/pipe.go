@@ -1,0 +1,111 @@
+package resource
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate/image"
+)
+
+// pipeEnd: one end of a pipe(2). Both ends are made together; one that nobody
+// holds is closed when everything is in place.
+var pipeEnd = fileKind{
+	dump: func(d *ProcessDump, o *openFile, f *image.File) error {
+		if index, ok := d.pipes[o.st.Ino]; ok {
+			f.Pipe = index
+		} else {
+			f.Pipe = len(d.image.Pipes)
+			d.pipes[o.st.Ino] = f.Pipe
+			d.image.Pipes = append(d.image.Pipes, image.Pipe{})
+		}
+		fd, err := d.borrow(o.fd)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		p := &d.image.Pipes[f.Pipe]
+		if p.Bytes, err = unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0); err != nil {
+			return fmt.Errorf("reading its capacity: %w", err)
+		}
+		if f.Flags&unix.O_ACCMODE == unix.O_WRONLY || p.Content != nil || d.Inspect {
+			return nil
+		}
+		p.Content, err = pipeContent(fd, p.Bytes)
+		return err
+	},
+	open: func(r *TreeRestore, f *image.File) (int, error) {
+		ends, err := r.pipe(f.Pipe)
+		if err != nil {
+			return 0, err
+		}
+		end := ends[0]
+		if f.Flags&unix.O_ACCMODE == unix.O_WRONLY {
+			end = ends[1]
+		}
+		// A description of its own: several may exist of one end.
+		fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", end), f.Flags|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return 0, err
+		}
+		return fd, setAsync(fd, f.Flags)
+	},
+}
+
+// pipeContent reads what is in a pipe and leaves it there: tee(2) makes
+// references in another pipe, which is then read.
+func pipeContent(fd, capacity int) ([][]byte, error) {
+	var copied [2]int
+	if err := unix.Pipe2(copied[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, err
+	}
+	defer unix.Close(copied[0])
+	defer unix.Close(copied[1])
+	if _, err := unix.FcntlInt(uintptr(copied[1]), unix.F_SETPIPE_SZ, capacity); err != nil {
+		return nil, fmt.Errorf("making a pipe of %d bytes: %w", capacity, err)
+	}
+	if _, err := unix.Tee(fd, copied[1], capacity, unix.SPLICE_F_NONBLOCK); errors.Is(err, unix.EAGAIN) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("copying what is in the pipe: %w", err)
+	}
+	var content [][]byte
+	for {
+		buf := make([]byte, capacity)
+		n, err := unix.Read(copied[0], buf)
+		if errors.Is(err, unix.EAGAIN) {
+			return content, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading what is in the pipe: %w", err)
+		}
+		content = append(content, buf[:n:n])
+	}
+}
+
+// pipe makes a pipe with its content, once.
+func (r *TreeRestore) pipe(index image.Index) ([2]int, error) {
+	if ends, ok := r.pipes[index]; ok {
+		return ends, nil
+	}
+	p := &r.Image.Pipes[index]
+	var ends [2]int
+	flags := unix.O_CLOEXEC | unix.O_NONBLOCK
+	if len(p.Content) > 1 {
+		flags |= unix.O_DIRECT // packet by packet
+	}
+	if err := unix.Pipe2(ends[:], flags); err != nil {
+		return ends, err
+	}
+	r.pipes[index] = ends
+	if _, err := unix.FcntlInt(uintptr(ends[1]), unix.F_SETPIPE_SZ, p.Bytes); err != nil {
+		return ends, fmt.Errorf("making a pipe of %d bytes: %w", p.Bytes, err)
+	}
+	for _, piece := range p.Content {
+		if n, err := unix.Write(ends[1], piece); err != nil || n != len(piece) {
+			return ends, fmt.Errorf("filling a pipe of %d bytes: %d of %d written: %w", p.Bytes, n, len(piece), err)
+		}
+	}
+	return ends, nil
+}

@@ -1,0 +1,131 @@
+package resource
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/procfs"
+	"github.com/pagurus-project/pagurus/parasite"
+)
+
+// sharing tells who outside the tree holds what the tree holds. It is found
+// out at preflight, by a walk over the descriptors and mappings of all
+// processes of the host.
+type sharing struct {
+	tree []int
+	fds  map[string][]holder // by what /proc/PID/fd/FD says
+	maps map[string][]int    // processes that map an inode in shared memory, by mapKey
+}
+
+// A holder is one descriptor of a process outside the tree.
+type holder struct{ pid, fd int }
+
+// newSharing looks at all processes but those of the tree. What is gone before
+// it is looked at holds nothing.
+func newSharing(tree []*parasite.Process) (*sharing, error) {
+	s := &sharing{fds: make(map[string][]holder), maps: make(map[string][]int)}
+	for _, p := range tree {
+		s.tree = append(s.tree, p.PID())
+	}
+	pids, err := procfs.All()
+	if err != nil {
+		return nil, err
+	}
+	for _, pid := range pids {
+		if slices.Contains(s.tree, pid) || pid == os.Getpid() {
+			continue
+		}
+		s.look(procfs.Process{PID: pid})
+	}
+	return s, nil
+}
+
+func (s *sharing) look(p procfs.Process) {
+	fds, err := p.FDs()
+	if err != nil {
+		return
+	}
+	for _, fd := range fds {
+		if link, err := p.Link(fmt.Sprintf("fd/%d", fd)); err == nil {
+			s.fds[link] = append(s.fds[link], holder{p.PID, fd})
+		}
+	}
+	vmas, err := p.Maps()
+	if err != nil {
+		return
+	}
+	for i := range vmas {
+		if v := &vmas[i]; v.Shared && v.Inode != 0 {
+			s.maps[mapKey(v)] = append(s.maps[mapKey(v)], p.PID)
+		}
+	}
+}
+
+func mapKey(v *procfs.VMA) string { return fmt.Sprintf("%x:%x:%d", v.Major, v.Minor, v.Inode) }
+
+// check reports what of a description is in other hands. Files and devices
+// are shared with everybody by their path; what matters there is a common
+// position.
+func (s *sharing) check(findings *Findings, o *openFile, f *image.File) {
+	if s == nil || f.Kind == image.FileDevice || f.Kind == image.FilePath || f.Kind == image.FileDirectory {
+		return
+	}
+	for _, h := range s.fds[o.link] {
+		same, err := s.sameDescription(o, h)
+		if err != nil {
+			continue // it is gone
+		}
+		other := fmt.Sprintf("descriptor %d, %s, is also held by process %d as %d", o.fd, o.link, h.pid, h.fd)
+		switch {
+		case f.Kind == image.FileRegular && !same:
+			continue // another description of the same file
+		case f.Kind == image.FileRegular && f.Flags&(unix.O_APPEND|unix.O_ACCMODE) == unix.O_APPEND|unix.O_WRONLY:
+			findings.Warn(migrate.CodeOutsideEnd, "", "%s; both go on appending", other)
+		case strings.HasPrefix(o.link, "anon_inode:") && !same:
+			continue
+		default:
+			findings.Block(migrate.CodeOutsideEnd, "close it there, or start the process without inheriting it", "%s", other)
+		}
+		return // one is enough
+	}
+}
+
+// sameDescription reports whether a holder's descriptor is a duplicate of one
+// of the tree's.
+func (s *sharing) sameDescription(o *openFile, h holder) (bool, error) {
+	order, err := kcmp(s.tree[0], h.pid, kcmpFile, o.fd, h.fd)
+	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.EBADF) {
+		return false, err
+	}
+	return err == nil && order == 0, err
+}
+
+// checkObjects reports objects that a process outside the tree maps.
+func (d *TreeDump) checkObjects(p procfs.Process) error {
+	if d.sharing == nil {
+		return nil
+	}
+	vmas, err := p.Maps()
+	if err != nil {
+		return err
+	}
+	reported := make(map[string]bool)
+	for i := range vmas {
+		v := &vmas[i]
+		if !v.Shared || v.Inode == 0 || !strings.HasSuffix(v.Name, " (deleted)") {
+			continue
+		}
+		if pids := d.sharing.maps[mapKey(v)]; len(pids) > 0 && !reported[mapKey(v)] {
+			reported[mapKey(v)] = true
+			d.Block(migrate.CodeOutsideEnd, "end the other process first", "memory %s at %#x of process %d is also mapped by process %d", v.Name, v.Start, p.PID, pids[0])
+		}
+	}
+	return nil
+}

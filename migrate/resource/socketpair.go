@@ -1,0 +1,327 @@
+package resource
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/image"
+)
+
+// socketEnd: one of a connected pair of unix sockets (socketpair(2)), both of
+// whose ends are inside the tree, or whose other end was closed.
+var socketEnd = fileKind{
+	dump: dumpSocket,
+	open: func(r *TreeRestore, f *image.File) (int, error) {
+		fd, ok := r.sockets[f.Socket]
+		if !ok {
+			return 0, errors.New("its pair was not made")
+		}
+		if err := setStatusFlags(fd, f.Flags); err != nil {
+			return 0, err
+		}
+		return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	},
+}
+
+// socketOptions are those of a unix socket that hold a value.
+var socketOptions = []int{
+	unix.SO_SNDBUF, unix.SO_RCVBUF, unix.SO_RCVLOWAT, unix.SO_PASSCRED, unix.SO_RCVTIMEO_NEW, unix.SO_SNDTIMEO_NEW,
+}
+
+// dumpSocket reads an end. Other sockets are blockers, each with its name.
+func dumpSocket(d *ProcessDump, o *openFile, f *image.File) error {
+	fd, err := d.borrow(o.fd)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	refuse := func(what, hint string) {
+		d.Block(migrate.CodeDescriptor, hint, "descriptor %d of process %d is %s (%s)", o.fd, d.Proc.PID, what, o.link)
+		f.Kind, f.Path = image.FileDevice, "/dev/null" // so that reading can go on
+	}
+	family, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		return fmt.Errorf("asking for its family: %w", err)
+	}
+	if family != unix.AF_UNIX {
+		refuse(familyName(family), "close it before the move: connections cannot move yet")
+		return nil
+	}
+	state, err := readUnixState(o.st.Ino)
+	if err != nil {
+		return err
+	}
+	accepting, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	if err != nil {
+		return err
+	}
+	typ, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return err
+	}
+	switch {
+	case accepting != 0:
+		refuse("a listening unix socket", "close it before the move: only socket pairs can move yet")
+		return nil
+	case state.named:
+		refuse("a unix socket with an address", "close it before the move: only socket pairs can move yet")
+		return nil
+	case state.peer == 0 && !d.wasConnected(fd, typ):
+		refuse("a unix socket without a connection", "close it before the move: only socket pairs can move yet")
+		return nil
+	}
+	s := image.Socket{Type: typ, Peer: image.None, Shutdown: state.shutdown}
+	if creds, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+		s.PeerPID, s.PeerUID, s.PeerGID = int(creds.Pid), creds.Uid, creds.Gid
+	}
+	for _, option := range socketOptions {
+		value, err := unix.GetsockoptString(fd, unix.SOL_SOCKET, option)
+		if err != nil {
+			return fmt.Errorf("reading option %d: %w", option, err)
+		}
+		s.Options = append(s.Options, image.Option{Level: unix.SOL_SOCKET, Name: option, Value: []byte(value)})
+	}
+	if !d.Inspect {
+		if s.Queue, err = socketQueue(fd, typ); err != nil {
+			return fmt.Errorf("reading its queue: %w", err)
+		}
+	}
+	f.Socket = len(d.image.Sockets)
+	d.image.Sockets = append(d.image.Sockets, s)
+	d.sockets[uint32(o.st.Ino)] = f.Socket
+	if state.peer != 0 {
+		d.then(func() error {
+			peer, ok := d.sockets[state.peer]
+			if !ok {
+				d.Block(migrate.CodeOutsideEnd, "close it there first", "descriptor %d of process %d, %s, is connected to a socket of another process", o.fd, d.Proc.PID, o.link)
+				return nil
+			}
+			d.image.Sockets[f.Socket].Peer = peer
+			return nil
+		})
+	}
+	return nil
+}
+
+// wasConnected reports whether a socket without a peer has lost it, as opposed
+// to never having had one.
+func (d *ProcessDump) wasConnected(fd, typ int) bool {
+	if typ == unix.SOCK_DGRAM {
+		return false
+	}
+	creds, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	return err == nil && creds.Pid != 0
+}
+
+func familyName(family int) string {
+	names := map[int]string{
+		unix.AF_INET: "an IPv4 socket", unix.AF_INET6: "an IPv6 socket", unix.AF_NETLINK: "a netlink socket",
+		unix.AF_PACKET: "a packet socket", unix.AF_VSOCK: "a vsock socket", unix.AF_ALG: "a socket of the crypto API",
+	}
+	if name, ok := names[family]; ok {
+		return name
+	}
+	return fmt.Sprintf("a socket of family %d", family)
+}
+
+// errPassedDescriptors says that a queue holds what no other socket can be given.
+var errPassedDescriptors = errors.New("descriptors are on their way in it (SCM_RIGHTS)")
+
+// socketQueue reads what has arrived at a socket and leaves it there.
+func socketQueue(fd, typ int) ([]image.Message, error) {
+	// The offset is set off again: it would change what the program's own
+	// MSG_PEEK returns.
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0); err != nil {
+		return nil, err
+	}
+	queue, err := peekAll(fd, typ)
+	return queue, errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, -1))
+}
+
+func peekAll(fd, typ int) ([]image.Message, error) {
+	var queue []image.Message
+	buf := make([]byte, 256<<10)
+	control := make([]byte, 2<<10)
+	for {
+		n, nc, flags, _, err := unix.Recvmsg(fd, buf, control, unix.MSG_PEEK|unix.MSG_DONTWAIT|unix.MSG_TRUNC|unix.MSG_CMSG_CLOEXEC)
+		if errors.Is(err, unix.EAGAIN) || err == nil && n == 0 && typ == unix.SOCK_STREAM {
+			return queue, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		m, err := readControl(control[:nc])
+		if err != nil {
+			return nil, err
+		}
+		if n > len(buf) {
+			// A message longer than the buffer: look at the same one again.
+			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0); err != nil {
+				return nil, err
+			}
+			buf, queue = make([]byte, 2*n), nil
+			continue
+		}
+		if flags&unix.MSG_CTRUNC != 0 {
+			return nil, errPassedDescriptors
+		}
+		m.Data = slices.Clone(buf[:n])
+		if n == 0 && typ != unix.SOCK_STREAM {
+			// An offset does not get past an empty message.
+			return append(queue, m), nil
+		}
+		queue = append(queue, m)
+	}
+}
+
+// readControl takes the sender's credentials out of a message's control data.
+func readControl(control []byte) (image.Message, error) {
+	var m image.Message
+	messages, err := unix.ParseSocketControlMessage(control)
+	if err != nil {
+		return m, err
+	}
+	for _, c := range messages {
+		switch {
+		case c.Header.Level != unix.SOL_SOCKET:
+		case c.Header.Type == unix.SCM_CREDENTIALS:
+			creds, err := unix.ParseUnixCredentials(&c)
+			if err != nil {
+				return m, err
+			}
+			m.PID, m.UID, m.GID = int(creds.Pid), creds.Uid, creds.Gid
+		case c.Header.Type == unix.SCM_RIGHTS:
+			fds, err := unix.ParseUnixRights(&c)
+			for _, fd := range fds {
+				unix.Close(fd)
+			}
+			return m, errors.Join(err, errPassedDescriptors)
+		}
+	}
+	return m, nil
+}
+
+// makeSocketPairs makes all pairs, in the shell, so that each end knows the
+// right process as its peer (SO_PEERCRED), and fills their queues.
+func (r *ProcessRestore) makeSocketPairs() error {
+	for i := range r.Image.Sockets {
+		if _, ok := r.sockets[i]; ok {
+			continue
+		}
+		if err := r.makeSocketPair(i); err != nil {
+			return fmt.Errorf("making a socket pair: %w", err)
+		}
+	}
+	for i := range r.Image.Sockets {
+		if err := r.fillSocket(i); err != nil {
+			return fmt.Errorf("filling a socket pair: %w", err)
+		}
+	}
+	return nil
+}
+
+func (r *ProcessRestore) makeSocketPair(index image.Index) error {
+	s := &r.Image.Sockets[index]
+	none := ^uintptr(0)
+	b := r.batch()
+	b.Call(unix.SYS_SETRESGID, none, uintptr(s.PeerGID), none)
+	b.Call(unix.SYS_SETRESUID, none, uintptr(s.PeerUID), none)
+	out := b.Space(8)
+	b.Call(unix.SYS_SOCKETPAIR, unix.AF_UNIX, uintptr(s.Type), 0, out)
+	b.Call(unix.SYS_SETRESUID, none, 0, none)
+	b.Call(unix.SYS_SETRESGID, none, 0, none)
+	if err := runAll(r.Ctx, b); err != nil {
+		return err
+	}
+	raw := b.Read(out, 8)
+	for i, end := range []image.Index{index, s.Peer} {
+		fd, err := borrow(r.Process.PID, int(binary.NativeEndian.Uint32(raw[4*i:])))
+		if err != nil {
+			return err
+		}
+		if end == image.None {
+			r.lostPeers[index] = fd
+		} else {
+			r.sockets[end] = fd
+		}
+	}
+	drop := r.batch()
+	drop.Call(unix.SYS_CLOSE_RANGE, uintptr(binary.NativeEndian.Uint32(raw)), uintptr(binary.NativeEndian.Uint32(raw[4:])), 0)
+	return runAll(r.Ctx, drop)
+}
+
+// fillSocket gives a socket its options and its queue, which its peer sends.
+func (r *ProcessRestore) fillSocket(index image.Index) error {
+	s := &r.Image.Sockets[index]
+	fd := r.sockets[index]
+	peer, lost := r.lostPeers[index]
+	if !lost {
+		peer = r.sockets[s.Peer]
+	}
+	if err := unix.SetNonblock(peer, true); err != nil {
+		return err
+	}
+	if len(s.Queue) > 0 {
+		// Room for all of it at once; the sender's own size is set below, or with
+		// its own turn.
+		if err := unix.SetsockoptInt(peer, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 1<<30); err != nil {
+			return err
+		}
+	}
+	for _, m := range s.Queue {
+		var control []byte
+		if m.PID != 0 {
+			control = unix.UnixCredentials(&unix.Ucred{Pid: int32(m.PID), Uid: m.UID, Gid: m.GID})
+			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
+				return err
+			}
+		}
+		n, err := unix.SendmsgN(peer, m.Data, control, nil, unix.MSG_DONTWAIT)
+		if err != nil || n != len(m.Data) {
+			return fmt.Errorf("%d of %d bytes: %w", n, len(m.Data), err)
+		}
+	}
+	if err := r.setSocketOptions(fd, s.Options); err != nil {
+		return err
+	}
+	if !lost {
+		if err := r.setSocketOptions(peer, r.Image.Sockets[s.Peer].Options); err != nil {
+			return err
+		}
+	}
+	if how, ok := map[int]int{1: unix.SHUT_RD, 2: unix.SHUT_WR, 3: unix.SHUT_RDWR}[s.Shutdown]; ok && !lost {
+		if err := unix.Shutdown(fd, how); err != nil {
+			return err
+		}
+	}
+	if lost {
+		delete(r.lostPeers, index)
+		return unix.Close(peer)
+	}
+	return nil
+}
+
+func (r *TreeRestore) setSocketOptions(fd int, options []image.Option) error {
+	for _, o := range options {
+		name, value := o.Name, string(o.Value)
+		switch name {
+		case unix.SO_SNDBUF, unix.SO_RCVBUF:
+			// The kernel doubles what it is given (socket(7)), and the limits on it
+			// do not hold for what it was able to have at the source.
+			if len(o.Value) != 4 {
+				return fmt.Errorf("option %d has %d bytes", name, len(o.Value))
+			}
+			name = map[int]int{unix.SO_SNDBUF: unix.SO_SNDBUFFORCE, unix.SO_RCVBUF: unix.SO_RCVBUFFORCE}[name]
+			value = string(binary.NativeEndian.AppendUint32(nil, binary.NativeEndian.Uint32(o.Value)/2))
+		}
+		if err := unix.SetsockoptString(fd, o.Level, name, value); err != nil {
+			return fmt.Errorf("option %d: %w", o.Name, err)
+		}
+	}
+	return nil
+}
