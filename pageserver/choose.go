@@ -159,7 +159,7 @@ func average(avg *float64, v float64) {
 // A measuring window is long enough to tell a link from the buffers before it.
 const (
 	windowTime  = 50 * time.Millisecond
-	windowBytes = 32 << 20
+	windowBytes = 8 << 20
 )
 
 // linkEstimate is what a link takes in bytes a second. Only a link that is

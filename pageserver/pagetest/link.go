@@ -82,7 +82,9 @@ type pipe struct {
 	queue     []piece
 	size      int       // bytes in the queue
 	entered   int64     // bytes that have ever gone in
-	idle      time.Time // when the last piece will have left the writer's end
+	busySince time.Time // since when the link has been kept busy,
+	busyBytes int64     // by how much,
+	idle      time.Time // and when the last of it will have left the writer's end
 	ended     bool      // nothing more goes in
 	abandoned bool      // nothing more comes out
 	reading   deadline
@@ -155,10 +157,12 @@ func (p *pipe) enter(b []byte) int {
 	}
 	now := time.Now()
 	if p.idle.Before(now) {
-		p.idle = now
+		p.idle, p.busySince, p.busyBytes = now, now, 0
 	}
 	if p.link.BytesPerSecond > 0 {
-		p.idle = p.idle.Add(time.Duration(float64(len(b)) / p.link.BytesPerSecond * float64(time.Second)))
+		// From the sum, so that roundings do not add up.
+		p.busyBytes += int64(len(b))
+		p.idle = p.busySince.Add(time.Duration(float64(p.busyBytes) / p.link.BytesPerSecond * float64(time.Second)))
 	}
 	due := p.idle.Add(p.link.Delay)
 	if due.After(now) {
