@@ -51,8 +51,8 @@ func (c Config) Validate() error {
 	if !c.Advertise.IsValid() || c.Advertise.IsUnspecified() {
 		errs = append(errs, errors.New("advertise needs the IP address at which the others reach this server"))
 	}
-	if c.Expect < 0 {
-		errs = append(errs, fmt.Errorf("expect is %d", c.Expect))
+	if c.Expect < 0 || c.Expect > 0 && c.Expect%2 == 0 {
+		errs = append(errs, fmt.Errorf("expect is %d: an odd number is needed, so that a majority can outvote the rest", c.Expect))
 	}
 	if c.Expect != 1 && len(c.Join) == 0 {
 		errs = append(errs, fmt.Errorf("with expect = %d, join needs the addresses of other servers", c.Expect))

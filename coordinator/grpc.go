@@ -3,6 +3,7 @@ package coordinator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 
 	"google.golang.org/grpc"
@@ -11,7 +12,6 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
-	"github.com/pagurus-project/pagurus/coordinator/logline"
 	migratev1 "github.com/pagurus-project/pagurus/proto/migrate/v1"
 	"github.com/pagurus-project/pagurus/trust"
 )
@@ -24,7 +24,7 @@ func (s *Server) serveGRPC(l net.Listener) {
 	s.closeLast("gRPC", func() error { s.grpc.Stop(); return nil })
 	s.running.Go(func() {
 		if err := s.grpc.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
-			s.logger.Error("serving gRPC", logline.KeyError, err)
+			s.fail(fmt.Errorf("serving gRPC: %w", err))
 		}
 	})
 }

@@ -18,7 +18,6 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"github.com/pagurus-project/pagurus/coordinator/api"
-	"github.com/pagurus-project/pagurus/coordinator/logline"
 	"github.com/pagurus-project/pagurus/trust"
 )
 
@@ -45,7 +44,7 @@ func (s *Server) serveHTTP(l net.Listener) error {
 	for _, l := range listeners {
 		s.running.Go(func() {
 			if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-				s.logger.Error("serving HTTP", logline.KeyError, err)
+				s.fail(fmt.Errorf("serving HTTP: %w", err))
 			}
 		})
 	}

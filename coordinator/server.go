@@ -41,6 +41,7 @@ type Server struct {
 	stopping context.Context
 	stop     context.CancelFunc
 	running  sync.WaitGroup
+	failed   chan error
 	closing  []closer
 }
 
@@ -57,7 +58,7 @@ func Start(c Config) (_ *Server, err error) {
 		return nil, err
 	}
 	c = c.withDefaults()
-	s := &Server{config: c, logger: c.Logger.With(logline.KeyServer, c.Name)}
+	s := &Server{config: c, logger: c.Logger.With(logline.KeyServer, c.Name), failed: make(chan error, 1)}
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -190,6 +191,18 @@ func (s *Server) Close() error {
 	s.closing = nil
 	s.running.Wait()
 	return errors.Join(errs...)
+}
+
+// Failed receives an error when the server can no longer serve, for reasons of
+// its own: it is to be shut down then.
+func (s *Server) Failed() <-chan error { return s.failed }
+
+// fail makes Failed receive; the first error is enough.
+func (s *Server) fail(err error) {
+	select {
+	case s.failed <- err:
+	default:
+	}
 }
 
 // HTTPAddress is where the HTTP API is served.
