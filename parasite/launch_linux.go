@@ -20,6 +20,12 @@ const launchOptions = unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_EXITKILL |
 	unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_TRACEFORK | unix.PTRACE_O_TRACEVFORK |
 	ptraceOptionSuspendSeccomp
 
+// launchedMask is the signal mask of threads of a launched process, so that
+// nothing that is sent to them is delivered while they are built. SIGTRAP, which
+// a breakpoint raises, is not in it: the kernel would put its action back to the
+// default (force_sig_info_to_task, kernel/signal.c).
+const launchedMask = ^uint64(1 << (unix.SIGTRAP - 1))
+
 // launchBase is where the image of a launched process stands: the lowest
 // address that may be mapped by default (vm.mmap_min_addr).
 const launchBase = 0x10000

@@ -58,6 +58,9 @@ func (t *Tracer) Seize(pid int) (*Process, error) {
 // PID is the process's id as the caller sees it.
 func (p *Process) PID() int { return p.pid }
 
+// Tracer is the tracer that the process belongs to.
+func (p *Process) Tracer() *Tracer { return p.tracer }
+
 // Stop seizes and stops every thread of the process. When it returns without
 // an error no thread can run or be born until Detach. Threads that were
 // stopped before stay so. On an error the process is detached.
@@ -166,7 +169,7 @@ func (p *Process) adopt(tid int, s stop) error {
 	}
 	p.threads[tid] = t
 	if p.launched {
-		return nil
+		return t.SetSignalMask(launchedMask)
 	}
 	return t.noteInterrupted()
 }

@@ -98,6 +98,8 @@ func (t *Tracer) Close() error {
 }
 
 // ptrace is the one place where requests are made.
+//
+//go:uintptrescapes
 func ptrace(request, tid int, addr, data uintptr) error {
 	_, _, errno := unix.RawSyscall6(unix.SYS_PTRACE, uintptr(request), uintptr(tid), addr, data, 0, 0)
 	switch errno {
@@ -110,6 +112,8 @@ func ptrace(request, tid int, addr, data uintptr) error {
 }
 
 // ptraceCount is ptrace for the requests whose result is a number.
+//
+//go:uintptrescapes
 func ptraceCount(request, tid int, addr, data uintptr) (int, error) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_PTRACE, uintptr(request), uintptr(tid), addr, data, 0, 0)
 	if errno != 0 {

@@ -4,7 +4,7 @@
 //	source                                          destination
 //	  │ Hello ─────────────────────────────────────────▶ │  which migration, and the token
 //	  │ ◀───────────────────────────── Reply(Welcome)    │
-//	  │ page stream: message Layout, round 0 ──────────▶ │
+//	  │ page stream: Layout, round 0, Barrier ─────────▶ │
 //	  │ ◀───────────────────────────── Reply(Placed 0)   │
 //	  │ ...                                              │
 //	  │ message Layout, last round, message State ─────▶ │

@@ -17,7 +17,19 @@ const (
 	KindLayout  uint8 = 1 // image.Layout, before a round's pages
 	KindState   uint8 = 2 // State, after the last round's
 	KindSignals uint8 = 3 // Signals, after COMMIT
+	KindBarrier uint8 = 4 // EncodeBarrier, after a round before the last: answered with Placed
 )
+
+// EncodeBarrier writes the number of a round down.
+func EncodeBarrier(round uint32) []byte { return binary.LittleEndian.AppendUint32(nil, round) }
+
+// DecodeBarrier reads the number of a round.
+func DecodeBarrier(data []byte) (uint32, error) {
+	if len(data) != 4 {
+		return 0, fmt.Errorf("decoding a barrier of %d bytes", len(data))
+	}
+	return binary.LittleEndian.Uint32(data), nil
+}
 
 // Hello is the first thing that a source sends.
 type Hello struct {

@@ -1,0 +1,75 @@
+package parasite
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Strip takes the last memory of ours out of a launched process: its scratch
+// memory, by a call that the leader makes from the vDSO. No calls can be made in
+// the process after that; registers, vector states and signal masks can be set,
+// and whatever the registers say of an interrupted system call holds after
+// Detach.
+func (p *Process) Strip(ctx context.Context) error {
+	return p.tracer.Do(func() error {
+		t := p.threads[p.pid]
+		at, err := p.syscallInVDSO()
+		if err != nil {
+			return err
+		}
+		call := unmap(p.scratch.Code, ScratchBytes)
+		regs := t.regs
+		regs.Rip = uint64(at)
+		regs.Rax, regs.Rdi, regs.Rsi = uint64(call.Nr), uint64(call.Args[0]), uint64(call.Args[1])
+		regs.Orig_rax = ^uint64(0)
+		regs.Eflags &^= flagDirection | flagTrap
+		if err := t.writeRegisters(&regs); err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		if err := t.followCall(ctx, &call); err != nil {
+			return err
+		}
+		p.scratch = Scratch{}
+		// From the end of the call to a stop in which the kernel looks at
+		// interrupted calls, without an instruction of the program's.
+		if err := ptrace(ptraceInterrupt, t.tid, 0, 0); err != nil {
+			return err
+		}
+		err = t.advance(ctx, unix.PTRACE_CONT, func(s stop) bool { return s.event() == ptraceEventStop })
+		return errors.Join(err, call.Err())
+	})
+}
+
+// syscallInVDSO is the address of an instruction in the target that enters the kernel.
+func (p *Process) syscallInVDSO() (uintptr, error) {
+	path := fmt.Sprintf("/proc/%d/maps", p.pid)
+	maps, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(maps)) {
+		m, err := parseMapping(line)
+		if err != nil {
+			return 0, fmt.Errorf("reading %s: %w", path, err)
+		}
+		if m.name != "[vdso]" {
+			continue
+		}
+		code := make([]byte, m.end-m.start)
+		if err := p.ReadMemory(m.start, code); err != nil {
+			return 0, err
+		}
+		if i := bytes.Index(code, syscallInstruction); i >= 0 {
+			return m.start + uintptr(i), nil
+		}
+	}
+	return 0, fmt.Errorf("process %d has no vDSO with a system call in it", p.pid)
+}
