@@ -14,7 +14,9 @@ const (
 )
 
 var encMode = sync.OnceValue(func() cbor.EncMode {
-	mode, err := cbor.CoreDetEncOptions().EncMode()
+	options := cbor.CoreDetEncOptions()
+	options.String = cbor.StringToByteString // names of files need not be UTF-8
+	mode, err := options.EncMode()
 	if err != nil {
 		panic(err) // the options are constants
 	}
@@ -23,13 +25,14 @@ var encMode = sync.OnceValue(func() cbor.EncMode {
 
 var decMode = sync.OnceValue(func() cbor.DecMode {
 	mode, err := cbor.DecOptions{
-		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-		MaxNestedLevels:   maxNesting,
-		MaxArrayElements:  maxElements,
-		MaxMapPairs:       64,
-		IndefLength:       cbor.IndefLengthForbidden,
-		TagsMd:            cbor.TagsForbidden,
-		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
+		DupMapKey:          cbor.DupMapKeyEnforcedAPF,
+		MaxNestedLevels:    maxNesting,
+		MaxArrayElements:   maxElements,
+		MaxMapPairs:        64,
+		IndefLength:        cbor.IndefLengthForbidden,
+		TagsMd:             cbor.TagsForbidden,
+		ExtraReturnErrors:  cbor.ExtraDecErrorUnknownField,
+		ByteStringToString: cbor.ByteStringToStringAllowed,
 	}.DecMode()
 	if err != nil {
 		panic(err) // the options are constants
