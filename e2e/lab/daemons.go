@@ -50,12 +50,18 @@ type agentConfig struct {
 	GossipKeyFile string      `toml:"gossip_key_file"`
 	Sockets       []string    `toml:"sockets"`
 	StateDir      string      `toml:"state_dir"`
+	Cgroup        string      `toml:"cgroup"`
 	LogLevel      string      `toml:"log_level"`
 	TLS           trust.Files `toml:"tls"`
 }
 
 // AgentSocket is where an agent on the same host answers for the coordinator.
 const AgentSocket = "/run/pagurus/agent.sock"
+
+// arrivedGroup is the control group, as a host sees it, below which processes
+// that have moved there get theirs: outside of the agent's, so that they
+// outlive it.
+const arrivedGroup = "/sys/fs/cgroup/arrived"
 
 func checkPrograms(bin string) error {
 	for _, name := range []string{agentProgram, coordinatorProgram} {
@@ -120,7 +126,7 @@ func (l *Lab) configureAgent(authority *trust.Authority, h hostPlan) error {
 	return writeTOML(l.plan.hostFile(h.Name, "agent.toml"), agentConfig{
 		Host: h.Name, Advertise: h.Address.Addr().String(), Join: l.plan.join(),
 		GossipKeyFile: l.plan.file("gossip.key"), Sockets: []string{AgentSocket, l.plan.apiSocket(h.Name)},
-		StateDir: filepath.Dir(AgentSocket), LogLevel: "info", TLS: files,
+		StateDir: filepath.Dir(AgentSocket), Cgroup: arrivedGroup, LogLevel: "info", TLS: files,
 	})
 }
 

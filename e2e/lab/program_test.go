@@ -18,6 +18,8 @@ import (
 	"github.com/BurntSushi/toml"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/coordinator/api"
 )
 
 // TestMain makes the test binary all that a lab runs: hosts, small programs on
@@ -179,11 +181,11 @@ func fakeCoordinator(path string) error {
 	if _, err := toml.DecodeFile(path, &c); err != nil {
 		return err
 	}
-	return serveStatus(func() clusterStatus {
-		s := clusterStatus{Leader: "host-a"}
+	return serveStatus(func() api.Status {
+		s := api.Status{Name: c.Name, Leader: "host-a", Leads: c.Name == "host-a"}
 		found, _ := filepath.Glob(filepath.Join(filepath.Dir(c.GossipKeyFile), "*.joined"))
 		for _, f := range found {
-			s.Hosts = append(s.Hosts, hostOfCluster{Name: strings.TrimSuffix(filepath.Base(f), ".joined"), Status: joined})
+			s.Hosts = append(s.Hosts, api.HostStatus{Name: strings.TrimSuffix(filepath.Base(f), ".joined"), Status: joined})
 		}
 		return s
 	}, c.HTTPSocket)
@@ -205,13 +207,13 @@ func fakeAgent(path string) error {
 	if err := os.MkdirAll(c.StateDir, 0o755); err != nil {
 		return err
 	}
-	return serveStatus(func() clusterStatus {
+	return serveStatus(func() api.Status {
 		s, _ := askStatus(context.Background(), filepath.Join(labDir, "host-a", "coordinator.sock"))
 		return s
 	}, c.Sockets...)
 }
 
-func serveStatus(status func() clusterStatus, sockets ...string) error {
+func serveStatus(status func() api.Status, sockets ...string) error {
 	failed := make(chan error)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {

@@ -2,15 +2,13 @@ package lab
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"strings"
 	"time"
+
+	"github.com/pagurus-project/pagurus/coordinator/api"
 )
 
 // Status is what a lab is doing.
@@ -30,22 +28,12 @@ type HostStatus struct {
 // unknown is an agent that no coordinator has told of.
 const unknown = "unknown"
 
-// clusterStatus is what the lab reads of the coordinator's GET /v1/status.
-type clusterStatus struct {
-	Leader string          `json:"leader"`
-	Hosts  []hostOfCluster `json:"hosts"`
-}
-
-type hostOfCluster struct {
-	Name   string `json:"name"`
-	Status string `json:"status"`
-}
-
-// joined is the status of a host whose agent is there.
+// joined is the status of an agent that is there.
 const joined = "alive"
 
-func (c clusterStatus) agent(host string) string {
-	for _, h := range c.Hosts {
+// agentStatus is how a host's agent is, as a coordinator has heard.
+func agentStatus(s api.Status, host string) string {
+	for _, h := range s.Hosts {
 		if h.Name == host {
 			return h.Status
 		}
@@ -67,7 +55,7 @@ func (l *Lab) Sockets() []string {
 
 // Status asks the lab's coordinator. That none answers is a status too.
 func (l *Lab) Status(ctx context.Context) Status {
-	var cluster clusterStatus
+	var cluster api.Status
 	for _, socket := range l.Sockets() {
 		var err error
 		if cluster, err = askStatus(ctx, socket); err == nil {
@@ -77,7 +65,7 @@ func (l *Lab) Status(ctx context.Context) Status {
 	s := Status{ID: l.plan.ID, Leader: cluster.Leader}
 	for _, h := range l.plan.Hosts {
 		if h.Agent {
-			s.Hosts = append(s.Hosts, HostStatus{Name: h.Name, Address: h.Address.Addr().String(), Agent: cluster.agent(h.Name)})
+			s.Hosts = append(s.Hosts, HostStatus{Name: h.Name, Address: h.Address.Addr().String(), Agent: agentStatus(cluster, h.Name)})
 		}
 	}
 	return s
@@ -86,30 +74,20 @@ func (l *Lab) Status(ctx context.Context) Status {
 // askTimeout is for one coordinator on the same machine.
 const askTimeout = 2 * time.Second
 
-func askStatus(ctx context.Context, socket string) (clusterStatus, error) {
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	}}
-	defer transport.CloseIdleConnections()
+func askStatus(ctx context.Context, socket string) (api.Status, error) {
+	// So little patience is for one attempt.
+	client, err := api.NewClient(api.Config{Socket: socket, Patience: time.Nanosecond})
+	if err != nil {
+		return api.Status{}, err
+	}
+	defer client.Close()
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://coordinator/v1/status", nil)
+	status, err := client.Status(ctx)
 	if err != nil {
-		return clusterStatus{}, err
+		return api.Status{}, fmt.Errorf("asking %s: %w", socket, err)
 	}
-	response, err := transport.RoundTrip(request)
-	if err != nil {
-		return clusterStatus{}, fmt.Errorf("asking %s: %w", socket, err)
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		return clusterStatus{}, fmt.Errorf("asking %s: %s", socket, response.Status)
-	}
-	var c clusterStatus
-	if err := json.NewDecoder(io.LimitReader(response.Body, 1<<20)).Decode(&c); err != nil {
-		return clusterStatus{}, fmt.Errorf("asking %s: %w", socket, err)
-	}
-	return c, nil
+	return status, nil
 }
 
 // pollInterval is how often daemons that come up are asked for how they are.
@@ -151,7 +129,7 @@ type lack struct {
 // missing looks at the lab once and tells progress what is there.
 func (l *Lab) missing(ctx context.Context, progress func(string)) []lack {
 	var lacks []lack
-	var cluster clusterStatus
+	var cluster api.Status
 	for _, h := range l.plan.Hosts {
 		if !h.Coordinator {
 			continue
@@ -161,19 +139,22 @@ func (l *Lab) missing(ctx context.Context, progress func(string)) []lack {
 			lacks = append(lacks, lack{"coordinator of " + h.Name + " does not answer", h.Name, coordinatorDaemon})
 		} else if c.Leader == "" {
 			lacks = append(lacks, lack{"coordinator of " + h.Name + " knows no leader", h.Name, coordinatorDaemon})
-		} else {
+		} else if c.Leads || cluster.Name == "" {
 			cluster = c
 		}
 	}
 	if len(lacks) > 0 {
 		return lacks
 	}
+	if !cluster.Leads {
+		return []lack{{"coordinator of " + cluster.Leader + " has not taken up its duties", cluster.Leader, coordinatorDaemon}}
+	}
 	progress("leader is " + cluster.Leader)
 	for _, h := range l.plan.Hosts {
 		if !h.Agent {
 			continue
 		}
-		if cluster.agent(h.Name) != joined {
+		if agentStatus(cluster, h.Name) != joined {
 			lacks = append(lacks, lack{"agent of " + h.Name + " has not joined", h.Name, agentDaemon})
 		} else if _, err := askStatus(ctx, l.plan.apiSocket(h.Name)); err != nil {
 			lacks = append(lacks, lack{"agent of " + h.Name + " does not answer", h.Name, agentDaemon})
