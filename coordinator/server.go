@@ -84,7 +84,7 @@ func Start(c Config) (_ *Server, err error) {
 	// Gossip comes before the log, whose peers are found by it.
 	s.group, err = member.Join(s.stopping, member.Config{
 		Name: c.Name, Role: trust.RoleCoordinator, Bind: netip.AddrPortFrom(c.Advertise, c.GossipPort),
-		Seeds: c.Join, Key: c.Key, Logger: s.logger,
+		Seeds: c.Join, Known: s.recall(), Key: c.Key, Logger: s.logger,
 		Meta: member.Meta{
 			GRPC: grpcListener.Addr().String(), HTTP: httpListener.Addr().String(), Raft: raftListener.Addr().String(),
 			Version: c.Version,
@@ -125,6 +125,7 @@ func Start(c Config) (_ *Server, err error) {
 	if err := s.serveHTTP(httpListener); err != nil {
 		return nil, err
 	}
+	s.running.Go(func() { s.remember(s.stopping) })
 	s.running.Go(func() { s.found(s.stopping) })
 	s.running.Go(func() { s.log.Lead(s.stopping, s.lead) })
 	return s, nil

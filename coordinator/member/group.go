@@ -23,7 +23,11 @@ type Config struct {
 	Role  trust.Role // coordinator or agent
 	Bind  netip.AddrPort
 	Seeds []string // host:port of other members, of which any will do
-	Key   []byte   // KeyBytes long
+	// Known is where members were when this one last ran. They are tried once,
+	// and again while nobody answers: whoever comes back is to find the others
+	// at once, and not wait until they happen to tell it of themselves.
+	Known []string
+	Key   []byte // KeyBytes long
 	Meta  Meta
 	// Logger gets what gossip has to say.
 	Logger *slog.Logger
@@ -36,6 +40,11 @@ const (
 	searchAlone = 500 * time.Millisecond
 	searchLater = 10 * time.Second
 )
+
+// How often all that a member knows is exchanged with another one. What gossip
+// has missed, above all those whom a member that came back does not know yet,
+// is known after that.
+const pushPullInterval = 10 * time.Second
 
 // How long a peer on the same network may take to answer over TCP.
 const tcpTimeout = 3 * time.Second
@@ -76,6 +85,7 @@ func Join(ctx context.Context, c Config) (*Group, error) {
 	conf.BindAddr, conf.BindPort = c.Bind.Addr().String(), int(c.Bind.Port())
 	conf.AdvertisePort = conf.BindPort
 	conf.TCPTimeout = tcpTimeout
+	conf.PushPullInterval = pushPullInterval
 	conf.SecretKey = c.Key
 	conf.Delegate = delegate{g}
 	conf.Events = events{g}
@@ -160,14 +170,19 @@ func (g *Group) Close() error {
 func (g *Group) searchSeeds(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for {
+	for first := true; ; first = false {
 		select {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
 		}
 		var wg sync.WaitGroup
-		for _, seed := range g.missing() {
+		seeds := g.missing()
+		// Who answers first may know as little as this one.
+		if first || g.list.NumMembers() == 1 {
+			seeds = append(seeds, g.config.Known...)
+		}
+		for _, seed := range seeds {
 			// Why it fails is logged by memberlist.
 			wg.Go(func() { _, _ = g.list.Join([]string{seed}) })
 		}

@@ -173,7 +173,10 @@ func TestOnlyCoordinatorsReachRaft(t *testing.T) {
 		t.Errorf("an agent was let in: %v", err)
 	}
 
-	peer := stream{client: ca.Credentials(t, trust.RoleCoordinator, "two").Client(trust.AllowRoles(trust.RoleCoordinator))}
+	peer := stream{
+		client: ca.Credentials(t, trust.RoleCoordinator, "two").Client(trust.AllowRoles(trust.RoleCoordinator)),
+		conns:  map[*streamConn]struct{}{},
+	}
 	ours, err := peer.Dial(raft.ServerAddress(listener.Addr().String()), 5*time.Second)
 	if err != nil {
 		t.Fatal(err)

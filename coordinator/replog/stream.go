@@ -31,17 +31,57 @@ type stream struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	close  func() error
+
+	mu    sync.Mutex
+	conns map[*streamConn]struct{} // all that are open; nil after Close
+}
+
+// A streamConn is closed with its stream. raft itself would leave connections
+// open that a peer has made, and those that it has made and keeps for later.
+type streamConn struct {
+	net.Conn
+	stream *stream
+}
+
+func (c *streamConn) Close() error {
+	c.stream.mu.Lock()
+	delete(c.stream.conns, c)
+	c.stream.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// keep makes a connection one of the stream's.
+func (s *stream) keep(conn net.Conn) (net.Conn, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conns == nil {
+		conn.Close()
+		return nil, net.ErrClosed
+	}
+	c := &streamConn{conn, s}
+	s.conns[c] = struct{}{}
+	return c, nil
+}
+
+func (s *stream) closeConns() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		c.Conn.Close()
+	}
+	s.conns = nil
 }
 
 var _ raft.StreamLayer = (*stream)(nil)
 
 func newStream(l net.Listener, c *trust.Credentials) *stream {
 	allow := trust.AllowRoles(trust.RoleCoordinator)
-	s := &stream{listener: l, server: c.Server(allow), client: c.Client(allow), ready: make(chan net.Conn)}
+	s := &stream{listener: l, server: c.Server(allow), client: c.Client(allow), ready: make(chan net.Conn), conns: map[*streamConn]struct{}{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.close = sync.OnceValue(func() error {
 		s.cancel()
 		err := s.listener.Close()
+		s.closeConns()
 		s.wg.Wait()
 		return err
 	})
@@ -91,7 +131,7 @@ func (s *stream) handshake(conn *tls.Conn) {
 func (s *stream) Accept() (net.Conn, error) {
 	select {
 	case conn := <-s.ready:
-		return conn, nil
+		return s.keep(conn)
 	case <-s.ctx.Done():
 		return nil, net.ErrClosed
 	}
@@ -103,5 +143,9 @@ func (s *stream) Close() error { return s.close() }
 func (s *stream) Addr() net.Addr { return s.listener.Addr() }
 
 func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	return tls.DialWithDialer(&net.Dialer{Timeout: timeout}, "tcp", string(address), s.client)
+	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: timeout}, "tcp", string(address), s.client)
+	if err != nil {
+		return nil, err
+	}
+	return s.keep(conn)
 }

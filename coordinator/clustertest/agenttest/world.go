@@ -123,10 +123,25 @@ func (w *World) MustRunOnlyOn(host string, pid int) {
 	}
 }
 
+// MustBeFrozen fails the test unless the host has the process and does not run it.
+func (w *World) MustBeFrozen(host string, pid int) {
+	w.t.Helper()
+	if exists, running := w.has(pid, host); !exists || running {
+		w.t.Errorf("process %d on %s: exists %t, running %t", pid, host, exists, running)
+	}
+}
+
 // MustRemember fails the test unless agents remember so many halves of
 // migrations.
 func (w *World) MustRemember(n int) {
 	w.t.Helper()
+	if got := w.Remembered(); got != n {
+		w.t.Errorf("agents remember %d halves of migrations, not %d", got, n)
+	}
+}
+
+// Remembered is how many halves of migrations all agents remember.
+func (w *World) Remembered() int {
 	w.mu.Lock()
 	agents := slices.Collect(maps.Values(w.agents))
 	w.mu.Unlock()
@@ -134,9 +149,7 @@ func (w *World) MustRemember(n int) {
 	for _, a := range agents {
 		got += a.remembers()
 	}
-	if got != n {
-		w.t.Errorf("agents remember %d halves of migrations, not %d", got, n)
-	}
+	return got
 }
 
 func (w *World) agent(host string) *Agent {
