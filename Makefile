@@ -4,19 +4,57 @@ TOOL     := $(GO) tool -modfile=$(CURDIR)/tools/go.mod
 BIN      := $(CURDIR)/bin
 COMMANDS := migratectl migrate-agent migrate-coordinator
 
+# Packages whose tests touch nothing but their own memory and loopback: they run
+# under the race detector where there is a C compiler for it. The tests of the
+# others stop processes, join control groups and bring labs up: one package
+# after the other.
+PURE := . ./coordinator/... ./migrate ./migrate/image ./migrate/wire ./pageserver/... ./trust
+REST  = $(filter-out $(shell $(GO) list $(PURE)),$(shell $(GO) list ./...))
+
 export CGO_ENABLED ?= 0
 
 .PHONY: build
 build: ## the three programs, into bin/
 	$(GO) build -trimpath -o $(BIN)/ $(addprefix ./cmd/,$(COMMANDS))
 
+.PHONY: test
+test: ## all tests, end to end included; without root those that do not need it
+	@[ "$$(id -u)" = 0 ] || echo "Not root: tests that stop processes, join control groups or bring a lab up are left out."
+	@command -v qemu-system-x86_64 >/dev/null || echo "No qemu-system-x86_64 (Debian: qemu-system-x86): tests on another kernel are left out."
+	@command -v cc >/dev/null || echo "No C compiler: the race detector is left out."
+	if command -v cc >/dev/null; then \
+		CGO_ENABLED=1 $(GO) test -race -timeout 15m $(PURE); \
+	else \
+		$(GO) test -timeout 15m $(PURE); \
+	fi
+	$(GO) test -p 1 -timeout 40m $(REST)
+
+.PHONY: test-vm
+test-vm: ## the tests on Debian's own kernel in qemu: the soft-dirty tracker, another kernel's interfaces
+	$(GO) test -v -count=1 -timeout 20m ./e2e/vm
+
+.PHONY: demo
+demo: build ## three hosts in this machine and a process that moves between them (root)
+	$(GO) run ./e2e/demo
+
+.PHONY: bench
+bench: build ## downtime over resident size (root), page stream against memory copy and raw TCP
+	$(GO) run ./e2e/bench
+	$(GO) test -run '^$$' -bench . ./pageserver
+
 .PHONY: generate
 generate: ## the Go code of the .proto files
 	cd proto && $(TOOL) buf generate
 
 .PHONY: lint
-lint: ## formatting, static analysis, generated code up to date
+lint: ## formatting, static analysis; generated code and go.mod as they must be
 	cd proto && $(TOOL) buf lint
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && (cd proto && $(TOOL) buf generate -o "$$dir") && \
+		(cd "$$dir" && find . -name '*.go') | while read -r f; do \
+			cmp -s "$$dir/$$f" "proto/$$f" || { echo "proto/$$f is not what its .proto file gives: make generate"; exit 1; }; \
+		done
+	$(GO) mod tidy -diff
+	$(GO) vet ./...
 	$(TOOL) golangci-lint run ./...
 
 .PHONY: help
