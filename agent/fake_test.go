@@ -1,0 +1,336 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/wire"
+)
+
+// A machine is what a host's kernel would hold: it outlives the agents that
+// run on it. Its methods are what the engines of these tests do to processes.
+type machine struct {
+	t    testing.TB
+	name string
+
+	mu        sync.Mutex
+	processes map[int]string // running, tracked, frozen or shell
+	failing   map[string]int // step: how often it still fails
+	gates     map[string]*gate
+	blockers  []migrate.Finding
+	killed    bool // the frozen copy was killed by somebody
+	ran       map[int]bool
+}
+
+// A gate holds an engine up at a step until the test lets it through.
+type gate struct {
+	reached chan struct{}
+	open    chan struct{}
+}
+
+func newMachine(t testing.TB, name string, running ...int) *machine {
+	m := &machine{
+		t: t, name: name, processes: map[int]string{}, failing: map[string]int{}, gates: map[string]*gate{}, ran: map[int]bool{},
+	}
+	for _, pid := range running {
+		m.processes[pid] = "running"
+	}
+	return m
+}
+
+// gate has the next engine that comes to a step wait there.
+func (m *machine) gate(step string) *gate {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g := &gate{make(chan struct{}), make(chan struct{})}
+	m.gates[step] = g
+	return g
+}
+
+// step is called by the engines before they do something.
+func (m *machine) step(ctx context.Context, step string) error {
+	m.mu.Lock()
+	g := m.gates[step]
+	delete(m.gates, step)
+	fails := m.failing[step] > 0
+	if fails {
+		m.failing[step]--
+	}
+	m.mu.Unlock()
+	if g != nil {
+		close(g.reached)
+		select {
+		case <-g.open:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if fails {
+		return fmt.Errorf("%s fails", step)
+	}
+	return nil
+}
+
+// turn changes a process, from one of some states.
+func (m *machine) turn(pid int, to string, from ...string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if is := m.processes[pid]; !slices.Contains(from, is) {
+		return fmt.Errorf("process %d on %s is %q, not %q, so it cannot become %q", pid, m.name, is, from, to)
+	}
+	if to == "" {
+		delete(m.processes, pid)
+	} else {
+		m.processes[pid] = to
+	}
+	return nil
+}
+
+func (m *machine) is(pid int) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.processes[pid]
+}
+
+func (m *machine) must(want map[int]string) {
+	m.t.Helper()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !maps.Equal(m.processes, want) {
+		m.t.Errorf("%s has %v, want %v", m.name, m.processes, want)
+	}
+}
+
+type fakePlan struct {
+	PID      int
+	Prepared bool
+}
+
+func (m *machine) save(save func(json.RawMessage) error, p fakePlan) error {
+	data, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	return save(data)
+}
+
+// fakeSource is the source engine.
+type fakeSource struct{ *machine }
+
+var (
+	_ Source   = fakeSource{}
+	_ Outgoing = (*fakeOutgoing)(nil)
+	_ Target   = fakeTarget{}
+	_ Incoming = (*fakeIncoming)(nil)
+)
+
+func (s fakeSource) Inspect(ctx context.Context, pid int, _ migrate.Options) (Inspection, error) {
+	if err := s.step(ctx, "inspect"); err != nil {
+		return Inspection{}, err
+	}
+	return Inspection{Blockers: s.blockers, Inventory: inventory(pid)}, nil
+}
+
+// inventory is as little as an image can consist of.
+func inventory(pid int) *image.Image {
+	return &image.Image{Version: image.Version, Processes: []image.Process{{
+		PID: pid, PPID: 1, Root: "/", Cwd: "/", Memory: image.Memory{Space: 1, Exe: image.None},
+		Threads: []image.Thread{{TID: pid}},
+	}}}
+}
+
+func (s fakeSource) Start(ctx context.Context, c SourceConfig) (Outgoing, error) {
+	if err := s.step(ctx, "start"); err != nil {
+		return nil, err
+	}
+	return &fakeOutgoing{machine: s.machine, config: c, pid: c.PID}, nil
+}
+
+func (s fakeSource) Recover(ctx context.Context, plan json.RawMessage) (Outgoing, error) {
+	var p fakePlan
+	if err := errors.Join(s.step(ctx, "recover"), json.Unmarshal(plan, &p)); err != nil {
+		return nil, err
+	}
+	return &fakeOutgoing{machine: s.machine, pid: p.PID}, nil
+}
+
+type fakeOutgoing struct {
+	*machine
+	config SourceConfig
+	pid    int
+}
+
+var measuredByFake = migrate.Measured{
+	Rounds:   []migrate.Round{{N: 0, Pages: 100, Bytes: 409600, WireBytes: 1000, MS: 5}, {N: 1, Pages: 1, Bytes: 4096, WireBytes: 10, MS: 1, Frozen: true}},
+	PhasesMS: map[string]float64{migrate.PhaseStop: 1}, DowntimeMS: 1.5, Bytes: 413696, WireBytes: 1010,
+}
+
+func (o *fakeOutgoing) Measured() migrate.Measured { return measuredByFake }
+
+func (o *fakeOutgoing) Run(ctx context.Context, conn net.Conn, events SourceEvents) error {
+	unhook := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer unhook()
+	if err := wire.WriteHello(conn, wire.Hello{Migration: o.config.Migration, Epoch: o.config.Epoch, Token: o.config.Token}); err != nil {
+		return err
+	}
+	if err := expect(conn, wire.Welcome); err != nil {
+		return err
+	}
+	if err := errors.Join(o.save(o.config.Save, fakePlan{PID: o.pid}), o.turn(o.pid, "tracked", "running")); err != nil {
+		return err
+	}
+	for n := range 3 {
+		events.Progress(migrate.Progress{Round: n, RoundPages: 100, Bytes: uint64(n)})
+	}
+	if err := o.step(ctx, "freeze"); err != nil {
+		return err
+	}
+	if err := o.turn(o.pid, "frozen", "tracked"); err != nil {
+		return err
+	}
+	events.Frozen()
+	if err := o.step(ctx, "send"); err != nil {
+		return err
+	}
+	if _, err := conn.Write([]byte{1}); err != nil {
+		return err
+	}
+	if err := expect(conn, wire.Prepared); err != nil {
+		return err
+	}
+	if err := o.step(ctx, "promise"); err != nil {
+		return err
+	}
+	if o.config.Options.Rehearse {
+		return nil
+	}
+	return events.Promise(o.Measured())
+}
+
+func expect(r io.Reader, kind wire.ReplyKind) error {
+	reply, err := wire.ReadReply(r)
+	if err != nil {
+		return err
+	}
+	if reply.Kind != kind {
+		return fmt.Errorf("%s: %s", reply.Kind, reply.Reason)
+	}
+	return nil
+}
+
+func (o *fakeOutgoing) Resume(ctx context.Context) (Resumed, error) {
+	if err := o.step(ctx, "resume"); err != nil {
+		return Resumed{}, err
+	}
+	o.mu.Lock()
+	killed, was := o.killed, o.processes[o.pid]
+	o.mu.Unlock()
+	if killed {
+		return Resumed{KilledAtSource: true}, o.turn(o.pid, "", "frozen", "")
+	}
+	resumed := Resumed{}
+	if was == "frozen" {
+		resumed = Resumed{Downtime: 9 * time.Millisecond, PhasesMS: map[string]float64{migrate.PhaseResume: 1}}
+	}
+	return resumed, o.turn(o.pid, "running", "frozen", "tracked", "running")
+}
+
+func (o *fakeOutgoing) Dispose(ctx context.Context) error {
+	if err := o.step(ctx, "dispose"); err != nil {
+		return err
+	}
+	return o.turn(o.pid, "", "frozen")
+}
+
+// fakeTarget is the destination engine.
+type fakeTarget struct{ *machine }
+
+func (t fakeTarget) Check(*image.Image, migrate.Options) ([]migrate.Finding, []migrate.Finding, error) {
+	return t.blockers, nil, nil
+}
+
+func (t fakeTarget) Reserve(ctx context.Context, c TargetConfig) (Incoming, []migrate.Finding, []migrate.Finding, error) {
+	if err := t.step(ctx, "reserve"); err != nil {
+		return nil, nil, nil, err
+	}
+	if len(t.blockers) > 0 {
+		return nil, t.blockers, nil, nil
+	}
+	pid := c.Inventory.Processes[0].PID
+	if err := t.save(c.Save, fakePlan{PID: pid}); err != nil {
+		return nil, nil, nil, err
+	}
+	if err := t.turn(pid, "shell", ""); err != nil {
+		return nil, nil, nil, err
+	}
+	return &fakeIncoming{machine: t.machine, config: c, pid: pid}, nil, nil, nil
+}
+
+func (t fakeTarget) Recover(ctx context.Context, plan json.RawMessage) (Incoming, error) {
+	var p fakePlan
+	if err := errors.Join(t.step(ctx, "recover"), json.Unmarshal(plan, &p)); err != nil {
+		return nil, err
+	}
+	if !p.Prepared { // it died with the agent
+		_ = t.turn(p.PID, "", "shell")
+	}
+	return &fakeIncoming{machine: t.machine, pid: p.PID}, nil
+}
+
+type fakeIncoming struct {
+	*machine
+	config TargetConfig
+	pid    int
+}
+
+func (i *fakeIncoming) Receive(ctx context.Context, conn net.Conn, prepared func() error) error {
+	if err := wire.WriteReply(conn, wire.Reply{Kind: wire.Welcome}); err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+		return err
+	}
+	if err := i.step(ctx, "prepare"); err != nil {
+		_ = wire.WriteReply(conn, wire.Reply{Kind: wire.Failed, Reason: err.Error()})
+		return err
+	}
+	if err := i.save(i.config.Save, fakePlan{PID: i.pid, Prepared: true}); err != nil {
+		return err
+	}
+	if err := prepared(); err != nil {
+		return err
+	}
+	return wire.WriteReply(conn, wire.Reply{Kind: wire.Prepared})
+}
+
+func (i *fakeIncoming) Commit(ctx context.Context) (Ran, error) {
+	if err := i.step(ctx, "commit"); err != nil {
+		return Ran{}, err
+	}
+	if i.is(i.pid) == "" {
+		return Ran{NeverRan: true, Detail: "somebody has killed the shell"}, nil
+	}
+	ran := Ran{Downtime: 2500 * time.Microsecond, PhasesMS: map[string]float64{migrate.PhaseRestore: 1.5}}
+	if err := i.turn(i.pid, "running", "shell", "running"); err != nil {
+		return Ran{}, err
+	}
+	return ran, i.step(ctx, "ran")
+}
+
+func (i *fakeIncoming) Release(ctx context.Context) error {
+	if err := i.step(ctx, "release"); err != nil {
+		return err
+	}
+	return i.turn(i.pid, "", "shell", "")
+}

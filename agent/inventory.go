@@ -1,0 +1,203 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/procfs"
+)
+
+// ownPrograms are the daemons that no coordinator may move: it could not give
+// the next order any more.
+var ownPrograms = []string{"migrate-agent", "migrate-coordinator"}
+
+// OwnDaemon reports whether a process is one of the project's daemons.
+func OwnDaemon(pid int) bool {
+	if pid == os.Getpid() {
+		return true
+	}
+	exe, err := procfs.Process{PID: pid}.Link("exe")
+	if err != nil {
+		return false
+	}
+	exe, _ = procfs.CutDeleted(exe) // after an upgrade
+	return slices.Contains(ownPrograms, filepath.Base(exe))
+}
+
+// processes lists what could be moved from here. Whether a process can be in
+// every detail, only Inspect finds out.
+func (a *Agent) processes() ([]migrate.Process, error) {
+	pids, err := procfs.All()
+	if err != nil {
+		return nil, fmt.Errorf("listing processes: %w", err)
+	}
+	var list []migrate.Process
+	for _, pid := range pids {
+		if pid == 1 || OwnDaemon(pid) {
+			continue
+		}
+		p, kernel, err := process(pid)
+		if err != nil || kernel || dead(p.State) {
+			continue // gone by now
+		}
+		p.Migration = a.busy(pid, "")
+		list = append(list, p)
+	}
+	return list, nil
+}
+
+func dead(state string) bool { return state == "Z" || state == "X" }
+
+// process is what a list shows of a process, and whether it is a kernel thread.
+func process(pid int) (migrate.Process, bool, error) {
+	proc := procfs.Process{PID: pid}
+	status, err := proc.Status()
+	if err != nil {
+		return migrate.Process{}, false, err
+	}
+	p := migrate.Process{
+		PID: pid, PPID: status.PPID, Command: status.Name, UID: int(status.UIDs[0]), State: string(status.State),
+		Threads: status.Threads, ResidentBytes: status.RSSBytes,
+	}
+	if status.Kernel {
+		return p, true, nil
+	}
+	line, err := proc.Read("cmdline")
+	if err != nil {
+		return p, false, err
+	}
+	if text := commandLine(line); text != "" {
+		p.Command = text
+	}
+	fds, err := proc.FDs()
+	if err != nil {
+		return p, false, err
+	}
+	for _, fd := range fds {
+		if target, err := proc.Link(fmt.Sprintf("fd/%d", fd)); err == nil && strings.HasPrefix(target, "socket:") {
+			p.Sockets++
+		}
+	}
+	return p, false, nil
+}
+
+// maxCommandBytes is as much of a command line as anybody wants to read.
+const maxCommandBytes = 256
+
+// commandLine makes one line of text of /proc/PID/cmdline, which is whatever
+// the program has left there.
+func commandLine(data []byte) string {
+	text := strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r == '\uFFFD' {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(string(data), " "))
+	text = strings.TrimSpace(text)
+	if len(text) > maxCommandBytes {
+		text = strings.ToValidUTF8(text[:maxCommandBytes], "") + "..."
+	}
+	return text
+}
+
+// inspect is the source's half of preflight: what can be seen without touching
+// the process, and if nothing stands in the way there, what the engine sees.
+func (a *Agent) inspect(ctx context.Context, pid int, migration string, o migrate.Options) (Inspection, error) {
+	free, err := a.looks.claim(ctx, pid)
+	if err != nil {
+		return Inspection{}, err
+	}
+	defer free()
+	look, ok := a.glance(pid, migration)
+	if !ok {
+		return look, nil
+	}
+	return a.config.Source.Inspect(ctx, pid, o)
+}
+
+// glance finds what rules a process out at once. ok says that nothing does.
+func (a *Agent) glance(pid int, migration string) (look Inspection, ok bool) {
+	host := a.config.Host
+	block := func(code migrate.Code, hint, format string, args ...any) {
+		look.Blockers = append(look.Blockers, migrate.Findingf(code, hint, format, args...))
+	}
+	proc := procfs.Process{PID: pid}
+	status, err := proc.Status()
+	switch {
+	case errors.Is(err, procfs.ErrGone) || errors.Is(err, os.ErrNotExist):
+		block(migrate.CodeNoSuchProcess, "see migratectl ps", "there is no process %d on %s", pid, host)
+		return look, false
+	case err != nil:
+		block(migrate.CodeProcessVanished, "try again", "looking at process %d on %s: %v", pid, host, err)
+		return look, false
+	case status.TGID != pid:
+		block(migrate.CodeNoSuchProcess, fmt.Sprintf("name the process, %d", status.TGID),
+			"%d is a thread of process %d on %s", pid, status.TGID, host)
+		return look, false
+	}
+	if p, _, err := process(pid); err == nil {
+		p.Host = host
+		look.Tree = []migrate.Process{p}
+	}
+	switch {
+	case pid == 1:
+		block(migrate.CodeInit, "it belongs to the host; name a process that it started", "process 1 is the init process of %s", host)
+	case status.Kernel:
+		block(migrate.CodeKernelThread, "it is part of the kernel", "process %d (%s) is a kernel thread", pid, status.Name)
+	case dead(string(status.State)):
+		block(migrate.CodeZombie, fmt.Sprintf("its parent, process %d, has not asked for its exit status", status.PPID),
+			"process %d (%s) has exited", pid, status.Name)
+	}
+	if len(look.Blockers) > 0 {
+		return look, false
+	}
+	if OwnDaemon(pid) {
+		block(migrate.CodeOwnDaemon, "start another one on the other host instead", "process %d (%s) is a daemon that carries out migrations", pid, status.Name)
+	}
+	if busy := a.busy(pid, migration); busy != "" {
+		look.Blockers = append(look.Blockers, migrate.Busy(busy, host, pid))
+	} else if status.TracerPID != 0 {
+		block(migrate.CodeTraced, "detach the debugger", "process %d (%s) is traced by process %d", pid, status.Name, status.TracerPID)
+	}
+	return look, len(look.Blockers) == 0
+}
+
+// looks makes sure that only one order at a time has its hands on a process.
+type looks struct {
+	mu   sync.Mutex
+	held map[int]chan struct{} // by PID; closed when it is free again
+}
+
+func newLooks() *looks { return &looks{held: map[int]chan struct{}{}} }
+
+// claim waits for a process to be free and takes it.
+func (l *looks) claim(ctx context.Context, pid int) (free func(), err error) {
+	for {
+		l.mu.Lock()
+		busy, ok := l.held[pid]
+		if !ok {
+			mine := make(chan struct{})
+			l.held[pid] = mine
+			l.mu.Unlock()
+			return func() {
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				delete(l.held, pid)
+				close(mine)
+			}, nil
+		}
+		l.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}

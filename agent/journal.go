@@ -1,0 +1,179 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate"
+)
+
+// The journal is a directory with one file for each session:
+//
+//	STATE_DIR/agent.lock                    held by the agent that runs
+//	STATE_DIR/migrations/ID-source.json     an entry
+//	STATE_DIR/migrations/ID-target.json
+//
+// An entry is replaced by rename, so that it is the old one or the new one
+// whenever the agent dies. It is not synced: what it undoes dies with the
+// boot, and entries of another boot are thrown away.
+type journal struct {
+	dir  string
+	boot string
+	lock *os.File
+}
+
+// A phase is how far a session has come. It says what an agent that starts
+// again has to do with it.
+type phase string
+
+const (
+	phaseRunning   phase = "running"  // source: it may give up by itself, and does when it starts again
+	phasePromised  phase = "promised" // source: only the log decides
+	phaseReserved  phase = "reserved" // destination: nothing depends on the shell yet
+	phasePrepared  phase = "prepared" // destination: only the log decides
+	phaseResuming  phase = "resuming" // destination: COMMIT was heard, threads may run
+	phaseOver      phase = "over"     // Outcome says how
+	journalVersion       = 1
+)
+
+// An entry is what has to be remembered of a session.
+type entry struct {
+	Version   int             `json:"version"`
+	Boot      string          `json:"boot"`
+	Migration string          `json:"migration"`
+	Epoch     uint64          `json:"epoch"`
+	Side      migrate.Side    `json:"side"`
+	PIDs      []int           `json:"pids"` // that nobody else may migrate meanwhile
+	Peer      string          `json:"peer"` // the other host
+	Phase     phase           `json:"phase"`
+	Plan      json.RawMessage `json:"plan,omitempty"` // of the engine
+
+	// Of a source that has promised, or is over.
+	Measured migrate.Measured `json:"measured"`
+
+	// Of one that is over.
+	Outcome    migrate.Outcome    `json:"outcome,omitempty"`
+	Reason     string             `json:"reason,omitempty"`
+	Rehearsed  bool               `json:"rehearsed,omitempty"`
+	DowntimeMS float64            `json:"downtime_ms,omitempty"`
+	PhasesMS   map[string]float64 `json:"phases_ms,omitempty"`
+	Announced  bool               `json:"announced,omitempty"` // the log had a decision by then
+}
+
+// idPattern keeps the names of migrations usable as file names.
+var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$`)
+
+// openJournal takes the state directory over. It fails while another agent has
+// it.
+func openJournal(stateDir string) (_ *journal, err error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, err
+	}
+	j := &journal{dir: filepath.Join(stateDir, "migrations"), boot: strings.TrimSpace(string(boot))}
+	if err := os.MkdirAll(j.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the journal: %w", err)
+	}
+	j.lock, err = os.OpenFile(filepath.Join(stateDir, "agent.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("locking the journal: %w", err)
+	}
+	if err := unix.Flock(int(j.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		j.lock.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("another agent has its journal in %s: give each its own state_dir", stateDir)
+		}
+		return nil, fmt.Errorf("locking %s: %w", j.lock.Name(), err)
+	}
+	return j, nil
+}
+
+func (j *journal) close() error { return j.lock.Close() }
+
+func (j *journal) path(e *entry) string {
+	return filepath.Join(j.dir, e.Migration+"-"+string(e.Side)+".json")
+}
+
+// write keeps an entry.
+func (j *journal) write(e *entry) error {
+	e.Version, e.Boot = journalVersion, j.boot
+	data, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("writing the journal: %w", err)
+	}
+	temporary := j.path(e) + ".new"
+	if err := os.WriteFile(temporary, data, 0o600); err != nil {
+		return fmt.Errorf("writing the journal: %w", err)
+	}
+	if err := os.Rename(temporary, j.path(e)); err != nil {
+		return fmt.Errorf("writing the journal: %w", err)
+	}
+	return nil
+}
+
+// remove forgets an entry.
+func (j *journal) remove(e *entry) error {
+	if err := os.Remove(j.path(e)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing from the journal: %w", err)
+	}
+	return nil
+}
+
+// read returns all entries of this boot. One that cannot be read is an error:
+// there may be a frozen process behind it.
+func (j *journal) read() ([]entry, error) {
+	files, err := os.ReadDir(j.dir)
+	if err != nil {
+		return nil, fmt.Errorf("reading the journal: %w", err)
+	}
+	var entries []entry
+	for _, f := range files {
+		path := filepath.Join(j.dir, f.Name())
+		if strings.HasSuffix(path, ".new") { // the agent died before it counted
+			if err := os.Remove(path); err != nil {
+				return nil, fmt.Errorf("reading the journal: %w", err)
+			}
+			continue
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("reading the journal: %w", err)
+		}
+		var e entry
+		if err := json.Unmarshal(data, &e); err != nil {
+			return nil, fmt.Errorf("reading the journal: %s: %w", path, err)
+		}
+		switch {
+		case e.Boot != j.boot:
+			if err := os.Remove(path); err != nil {
+				return nil, fmt.Errorf("reading the journal: %w", err)
+			}
+		case e.Version != journalVersion || !idPattern.MatchString(e.Migration) || j.path(&e) != path || !e.Phase.of(e.Side):
+			return nil, fmt.Errorf("reading the journal: %s is not an entry of version %d", path, journalVersion)
+		default:
+			entries = append(entries, e)
+		}
+	}
+	return entries, nil
+}
+
+// of reports whether a session of that side can be in phase p.
+func (p phase) of(side migrate.Side) bool {
+	switch p {
+	case phaseRunning, phasePromised:
+		return side == migrate.SideSource
+	case phaseReserved, phasePrepared, phaseResuming:
+		return side == migrate.SideTarget
+	case phaseOver:
+		return side == migrate.SideSource || side == migrate.SideTarget
+	}
+	return false
+}

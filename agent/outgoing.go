@@ -1,0 +1,226 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/trust"
+)
+
+// errStopping ends what an agent that is to stop may give up by itself.
+var errStopping = errors.New("the agent on the source was told to stop")
+
+// An outgoing is a session's goroutine on the source.
+type outgoing struct {
+	*session
+	migration Outgoing // nil before it was started
+	config    SourceConfig
+	// The page stream, open until this is over: signals cross after COMMIT.
+	pageAddress string
+	conn        net.Conn
+}
+
+var _ SourceEvents = (*outgoing)(nil)
+
+// begin starts a migration away from here and takes it to its end.
+func (o *outgoing) begin() {
+	defer o.hangUp()
+	err := o.move()
+	if o.agent.alive.Err() != nil {
+		return // killed: the next agent finds the journal
+	}
+	if err == nil && !o.config.Options.Rehearse {
+		o.promised()
+		return
+	}
+	if err != nil {
+		o.logger.Info("giving up", keyReason, err)
+	}
+	o.giveUp(err)
+}
+
+// resumeRecovered takes up what an agent that died has left.
+func (o *outgoing) resumeRecovered() {
+	if e := o.is(); e.Phase == phasePromised {
+		o.standing(promised(e.Measured))
+		o.promised()
+		return
+	}
+	o.giveUp(errors.New("the agent on the source was lost"))
+}
+
+// move runs the engine until the process is frozen and the destination
+// prepared.
+func (o *outgoing) move() error {
+	// An order to abort ends it, and so does an order to stop; neither does
+	// once it is promised, since the engine has nothing left to do by then.
+	ctx, cancel := context.WithCancelCause(o.agent.alive)
+	defer cancel(nil)
+	watched := make(chan struct{})
+	defer func() { cancel(nil); <-watched }()
+	go func() {
+		defer close(watched)
+		select {
+		case <-o.aborted:
+			cancel(errAborted)
+		case <-o.agent.stopping.Done():
+			cancel(errStopping)
+		case <-ctx.Done():
+		}
+	}()
+	err := o.run(ctx)
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx) // says more than what it led to
+	}
+	return err
+}
+
+func (o *outgoing) run(ctx context.Context) (err error) {
+	if o.migration, err = o.agent.config.Source.Start(ctx, o.config); err != nil {
+		return err
+	}
+	if o.conn, err = o.dial(ctx); err != nil {
+		return err
+	}
+	if err := o.migration.Run(ctx, o.conn, o); err != nil {
+		return err
+	}
+	if o.config.Options.Rehearse || o.is().Phase == phasePromised {
+		return nil
+	}
+	return errors.New("the engine has ended without a promise")
+}
+
+// hangUp closes the page stream. The destination learns by it that there is
+// nothing to wait for.
+func (o *outgoing) hangUp() {
+	if o.conn != nil {
+		o.conn.Close()
+	}
+}
+
+// dial connects to the destination's page listener.
+func (o *outgoing) dial(ctx context.Context) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, o.agent.timing.Greeting)
+	defer cancel()
+	peer := o.is().Peer
+	dialer := tls.Dialer{Config: o.agent.config.Credentials.Client(trust.AllowOnly(trust.Identity{Role: trust.RoleAgent, Name: peer}))}
+	conn, err := dialer.DialContext(ctx, "tcp", o.pageAddress)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to %s for its pages: %w", peer, err)
+	}
+	return conn, nil
+}
+
+// Progress is called by the engine.
+func (o *outgoing) Progress(p migrate.Progress) {
+	o.progress(p, o.migration.Measured().Rounds)
+}
+
+// Frozen is called by the engine.
+func (o *outgoing) Frozen() {
+	o.logger.Debug("frozen")
+	o.standing(frozen())
+}
+
+// Promise is called by the engine. It notes the promise and has it sent. From
+// then on this agent, and every one after it, waits for the log.
+func (o *outgoing) Promise(m migrate.Measured) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case o.config.Options.Rehearse:
+		return errors.New("a rehearsal promises nothing")
+	case o.decision == migrate.DecisionAbort:
+		return errAborted
+	case o.agent.stopping.Err() != nil:
+		return errStopping
+	}
+	if err := o.noteLocked(func(e *entry) { e.Phase, e.Measured = phasePromised, m }); err != nil {
+		return err
+	}
+	o.logger.Info("promised", "rounds", len(m.Rounds), "bytes", m.Bytes, "wire_bytes", m.WireBytes)
+	o.standingLocked(promised(m))
+	return nil
+}
+
+// promised waits for the log's word and carries it out.
+func (o *outgoing) promised() {
+	select {
+	case <-o.aborted:
+		o.resume("", false)
+	case <-o.disposal:
+		o.dispose()
+	case <-o.agent.stopping.Done():
+		// It stays as it is, for the next agent on this host.
+	case <-o.agent.alive.Done():
+	}
+}
+
+// giveUp ends a migration that has promised nothing, resumes first and reports
+// after. A nil error means that a rehearsal went well.
+func (o *outgoing) giveUp(err error) {
+	reason := ""
+	if err != nil {
+		reason = err.Error()
+	}
+	o.resume(reason, err == nil)
+}
+
+// resume lets the process run on here.
+func (o *outgoing) resume(reason string, rehearsed bool) {
+	o.hangUp()
+	var resumed Resumed
+	done := o.persist("resuming the process", nil, func(ctx context.Context) (err error) {
+		if err := o.recoverEngine(ctx); err != nil || o.migration == nil {
+			return err
+		}
+		resumed, err = o.migration.Resume(ctx)
+		return err
+	})
+	if !done {
+		return
+	}
+	o.finish(func(e *entry) {
+		e.Outcome = migrate.OutcomeResumed
+		if resumed.KilledAtSource {
+			e.Outcome = migrate.OutcomeKilled
+		}
+		if o.migration != nil && !o.recovered {
+			e.Measured = o.migration.Measured()
+		}
+		e.Reason, e.Rehearsed = reason, rehearsed
+		e.DowntimeMS, e.PhasesMS = migrate.Milliseconds(resumed.Downtime), resumed.PhasesMS
+	})
+}
+
+// dispose ends the frozen copy: the process runs at the destination.
+func (o *outgoing) dispose() {
+	done := o.persist("ending the frozen copy", nil, func(ctx context.Context) error {
+		if err := o.recoverEngine(ctx); err != nil || o.migration == nil {
+			return err
+		}
+		return o.migration.Dispose(ctx)
+	})
+	if done {
+		o.finish(func(e *entry) { e.Outcome = migrate.OutcomeDisposed })
+	}
+}
+
+// recoverEngine makes the engine's migration of a recovered session. One that
+// has no plan had not begun with anything.
+func (o *outgoing) recoverEngine(ctx context.Context) error {
+	plan := o.is().Plan
+	if o.migration != nil || !o.recovered || plan == nil {
+		return nil
+	}
+	migration, err := o.agent.config.Source.Recover(ctx, plan)
+	if err == nil {
+		o.migration = migration
+	}
+	return err
+}
