@@ -39,6 +39,7 @@ func TestScripts(t *testing.T) {
 			}
 			return os.Geteuid() == 0, nil
 		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"api": serveAPI},
 	})
 }
 

@@ -1,9 +1,15 @@
 package main
 
 import (
+	"crypto/tls"
+	"fmt"
 	"runtime/debug"
+	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/pagurus-project/pagurus/coordinator/api"
+	"github.com/pagurus-project/pagurus/trust"
 )
 
 // settings are the flags that every verb has.
@@ -11,6 +17,18 @@ type settings struct {
 	server string
 	lab    string
 	json   bool
+
+	tlsFiles trust.Files
+	patience time.Duration
+}
+
+// tls are the credentials for a coordinator that is reached by address.
+func (s *settings) tls() (*tls.Config, error) {
+	credentials, err := trust.Load(s.files())
+	if err != nil {
+		return nil, fmt.Errorf("loading the certificate that --server needs (see --cert, --key, --ca): %w", err)
+	}
+	return credentials.Client(trust.AllowRoles(trust.RoleCoordinator)), nil
 }
 
 func newRoot() *cobra.Command {
@@ -40,11 +58,19 @@ Exit codes: 0 done, 1 wrong usage or no answer, 2 refused and nothing touched,
 	}
 	root.SetVersionTemplate("migratectl {{.Version}}\n")
 	flags := root.PersistentFlags()
-	flags.StringVar(&s.server, "server", "", "the coordinator's address, host:port")
+	flags.StringVar(&s.server, "server", "", "address of a coordinator, host:port (or several, with commas), or the path of its socket")
 	flags.StringVar(&s.lab, "lab", "", "the lab to talk to, by its name")
+	flags.StringVar(&s.tlsFiles.CA, "ca", "", "authority to trust, a PEM file (default $MIGRATE_CA or /etc/pagurus/ca.pem)")
+	flags.StringVar(&s.tlsFiles.Cert, "cert", "", "certificate to show (default $MIGRATE_CERT or /etc/pagurus/operator.pem)")
+	flags.StringVar(&s.tlsFiles.Key, "key", "", "its key (default $MIGRATE_KEY or /etc/pagurus/operator.key)")
+	flags.DurationVar(&s.patience, "patience", api.DefaultPatience, "how long to try when no coordinator answers")
 	flags.BoolVar(&s.json, "json", false, "print one JSON document")
 	root.MarkFlagsMutuallyExclusive("server", "lab")
-	root.AddCommand(newLab(s))
+	root.AddCommand(
+		newMove(s), newCheck(s), newPs(s), newHosts(s),
+		newMigrations(s), newShow(s), newWatch(s), newCancel(s),
+		newLab(s),
+	)
 	return root
 }
 

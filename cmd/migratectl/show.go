@@ -1,0 +1,45 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pagurus-project/pagurus/migrate"
+)
+
+func newShow(s *settings) *cobra.Command {
+	return &cobra.Command{
+		Use:     "show ID",
+		Short:   "Show one migration: its state, what stood in its way, what it cost",
+		Example: "  migratectl show 01jd2k4x --json",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, _, err := s.client()
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			r, err := client.Migration(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return s.output(cmd).write(r, func(w io.Writer) { describe(w, r) })
+		},
+	}
+}
+
+// describe writes all that is known of a migration.
+func describe(w io.Writer, r migrate.Report) {
+	fmt.Fprintf(w, "migration %s, %s, asked for at %s\n", r.ID, r.State, r.Created.Local().Format(time.DateTime))
+	if p := r.Progress; p != nil {
+		fmt.Fprintf(w, "round %d: %s\n", p.Round, speed(p))
+	}
+	fmt.Fprintln(w)
+	summarize(w, r)
+	for _, f := range r.Blockers {
+		fmt.Fprintln(w, "blocker:", f)
+	}
+}
