@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/pagurus-project/pagurus/coordinator/api"
 	"github.com/pagurus-project/pagurus/migrate"
@@ -51,16 +50,16 @@ Exit code 0 means that it can move, 2 that it cannot.`,
 			return nil
 		},
 	}
+	addFrom(cmd, &req.From)
 	flags := cmd.Flags()
-	addFrom(flags, &req.From)
 	flags.StringVar(&req.To, "to", "", "the host that it would move to (default: look at the source only)")
 	flags.BoolVar(&req.Options.AllowDegraded, "allow-degraded", false, "accept what cannot be restored as it was")
 	return cmd
 }
 
 // addFrom adds the flag that names the source.
-func addFrom(flags *pflag.FlagSet, from *string) {
-	flags.StringVar(from, "from", "", "the host that the process is on (default this host)")
+func addFrom(cmd *cobra.Command, from *string) {
+	cmd.Flags().StringVar(from, "from", "", "the host that the process is on (default this host)")
 }
 
 func explainCheck(w io.Writer, req api.CheckRequest, c migrate.Check) {

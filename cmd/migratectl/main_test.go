@@ -30,7 +30,10 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
 			// A name of its own, so that scripts may run side by side.
-			e.Setenv("MIGRATE_LAB", fmt.Sprintf("%s-%d", filepath.Base(e.WorkDir), os.Getpid()))
+			id := fmt.Sprintf("%s-%d", filepath.Base(e.WorkDir), os.Getpid())
+			e.Setenv("MIGRATE_LAB", id)
+			// A script that fails half way leaves its lab up.
+			e.Defer(func() { _ = lab.Remove(context.Background(), id) })
 			return nil
 		},
 		Condition: func(name string) (bool, error) {

@@ -74,7 +74,7 @@ Ctrl-C cancels the move. A second Ctrl-C leaves it to the coordinator.`,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&req.To, "to", "", "the host to move to")
-	addFrom(flags, &req.From)
+	addFrom(cmd, &req.From)
 	flags.DurationVar(&o.MaxDowntime, "max-downtime", migrate.DefaultMaxDowntime, "stop the process when the rest is estimated to take no longer than this")
 	flags.BoolVar(&o.Strict, "strict", false, "give up rather than stand still for longer than --max-downtime")
 	flags.IntVar(&o.MaxRounds, "max-rounds", migrate.DefaultMaxRounds, "stop the process after so many rounds at the latest")
