@@ -59,6 +59,16 @@ type Outgoing interface {
 	Dispose(ctx context.Context) error
 }
 
+// A BlockedError ends Run: the process has got something since preflight that
+// cannot move.
+type BlockedError struct {
+	Blockers []migrate.Finding
+	err      error
+}
+
+func (b *BlockedError) Error() string { return b.err.Error() }
+func (b *BlockedError) Unwrap() error { return b.err }
+
 // SourceEvents hear from a running migration. None of them blocks for long.
 type SourceEvents interface {
 	Progress(p migrate.Progress)
@@ -84,7 +94,7 @@ type Target interface {
 	// Reserve makes the shell. With blockers or an error nothing is left behind.
 	Reserve(ctx context.Context, c TargetConfig) (shell Incoming, blockers, warnings []migrate.Finding, err error)
 	// Recover takes up the shell that an agent that died has left.
-	Recover(ctx context.Context, plan json.RawMessage) (Incoming, error)
+	Recover(ctx context.Context, plan json.RawMessage, save func(plan json.RawMessage) error) (Incoming, error)
 }
 
 // TargetConfig is what a shell needs.
@@ -104,7 +114,8 @@ type Incoming interface {
 	// forwards later are taken in the background until Commit and the end of
 	// the connection, or Release. After an error, Release has to be called.
 	Receive(ctx context.Context, conn net.Conn, prepared func() error) error
-	// Commit lets the process run. It may be called again after an error.
+	// Commit lets the process run. It may be called again after an error, and
+	// for a shell that an earlier agent may have let run.
 	Commit(ctx context.Context) (Ran, error)
 	// Release removes the shell. It may be called in any state before Commit,
 	// and again after an error.
@@ -116,7 +127,7 @@ type Ran struct {
 	// NeverRan attests that the shell is gone and that no thread of it ever
 	// executed an instruction of the program.
 	NeverRan bool
-	Detail   string        // why it never ran
-	Downtime time.Duration // from the source's last message to the last thread resumed
+	Detail   string
+	Downtime time.Duration // from the source's last message to the last thread resumed; zero if it is not known
 	PhasesMS map[string]float64
 }

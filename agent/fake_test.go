@@ -113,8 +113,9 @@ func (m *machine) must(want map[int]string) {
 }
 
 type fakePlan struct {
-	PID      int
-	Prepared bool
+	PID       int
+	Prepared  bool
+	Committed bool
 }
 
 func (m *machine) save(save func(json.RawMessage) error, p fakePlan) error {
@@ -277,7 +278,7 @@ func (t fakeTarget) Reserve(ctx context.Context, c TargetConfig) (Incoming, []mi
 	return &fakeIncoming{machine: t.machine, config: c, pid: pid}, nil, nil, nil
 }
 
-func (t fakeTarget) Recover(ctx context.Context, plan json.RawMessage) (Incoming, error) {
+func (t fakeTarget) Recover(ctx context.Context, plan json.RawMessage, save func(json.RawMessage) error) (Incoming, error) {
 	var p fakePlan
 	if err := errors.Join(t.step(ctx, "recover"), json.Unmarshal(plan, &p)); err != nil {
 		return nil, err
@@ -285,13 +286,14 @@ func (t fakeTarget) Recover(ctx context.Context, plan json.RawMessage) (Incoming
 	if !p.Prepared { // it died with the agent
 		_ = t.turn(p.PID, "", "shell")
 	}
-	return &fakeIncoming{machine: t.machine, pid: p.PID}, nil
+	return &fakeIncoming{machine: t.machine, pid: p.PID, config: TargetConfig{Save: save}, committed: p.Committed}, nil
 }
 
 type fakeIncoming struct {
 	*machine
-	config TargetConfig
-	pid    int
+	config    TargetConfig
+	pid       int
+	committed bool
 }
 
 func (i *fakeIncoming) Receive(ctx context.Context, conn net.Conn, prepared func() error) error {
@@ -318,8 +320,15 @@ func (i *fakeIncoming) Commit(ctx context.Context) (Ran, error) {
 	if err := i.step(ctx, "commit"); err != nil {
 		return Ran{}, err
 	}
-	if i.is(i.pid) == "" {
+	switch is := i.is(i.pid); {
+	case is == "" && i.committed:
+		return Ran{Detail: "it has ended since"}, nil
+	case is == "":
 		return Ran{NeverRan: true, Detail: "somebody has killed the shell"}, nil
+	}
+	i.committed = true
+	if err := i.save(i.config.Save, fakePlan{PID: i.pid, Prepared: true, Committed: true}); err != nil {
+		return Ran{}, err
 	}
 	ran := Ran{Downtime: 2500 * time.Microsecond, PhasesMS: map[string]float64{migrate.PhaseRestore: 1.5}}
 	if err := i.turn(i.pid, "running", "shell", "running"); err != nil {

@@ -418,4 +418,3 @@ func (g *gate) reach(t *testing.T) {
 		t.Fatal("no engine has come to the gate")
 	}
 }
-

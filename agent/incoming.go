@@ -48,8 +48,6 @@ func (i *incoming) resumeRecovered() {
 	case phasePrepared:
 		i.standing(prepared())
 		i.prepared()
-	case phaseResuming:
-		i.commit()
 	default:
 		i.release(errors.New("the agent on the destination was lost"))
 	}
@@ -156,23 +154,15 @@ func (i *incoming) prepared() {
 	}
 }
 
-// commit lets the process run here. It first notes that it is about to: a shell
-// that is gone after that may have run, and must never be said not to have.
+// commit lets the process run here.
 func (i *incoming) commit() {
 	var ran Ran
-	perhaps := i.is().Phase == phaseResuming // an earlier agent may have done it
 	done := i.persist("running the process", i.aborted, func(ctx context.Context) error {
 		if err := i.recoverEngine(ctx); err != nil {
 			return err
 		}
-		if i.is().Phase != phaseResuming {
-			if err := i.note(func(e *entry) { e.Phase = phaseResuming }); err != nil {
-				return err
-			}
-		}
 		if i.shell == nil {
-			ran = Ran{NeverRan: true, Detail: "its shell was never made"}
-			return nil
+			return errors.New("the journal has no plan of its shell")
 		}
 		var err error
 		ran, err = i.shell.Commit(ctx)
@@ -190,11 +180,11 @@ func (i *incoming) commit() {
 	i.finish(func(e *entry) {
 		e.DowntimeMS, e.PhasesMS = migrate.Milliseconds(ran.Downtime), ran.PhasesMS
 		e.Outcome, e.Reason = migrate.OutcomeRunning, ran.Detail
-		if ran.NeverRan && !perhaps {
+		if ran.NeverRan {
 			e.Outcome = migrate.OutcomeNeverRan
 		}
 	})
-	if i.is().Outcome == migrate.OutcomeNeverRan {
+	if ran.NeverRan {
 		i.hangUp()
 	}
 }
@@ -237,7 +227,7 @@ func (i *incoming) recoverEngine(ctx context.Context) error {
 	if i.shell != nil || !i.recovered || plan == nil {
 		return nil
 	}
-	shell, err := i.agent.config.Target.Recover(ctx, plan)
+	shell, err := i.agent.config.Target.Recover(ctx, plan, i.save)
 	if err == nil {
 		i.shell = shell
 	}

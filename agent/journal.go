@@ -39,7 +39,6 @@ const (
 	phasePromised  phase = "promised" // source: only the log decides
 	phaseReserved  phase = "reserved" // destination: nothing depends on the shell yet
 	phasePrepared  phase = "prepared" // destination: only the log decides
-	phaseResuming  phase = "resuming" // destination: COMMIT was heard, threads may run
 	phaseOver      phase = "over"     // Outcome says how
 	journalVersion       = 1
 )
@@ -62,6 +61,7 @@ type entry struct {
 	// Of one that is over.
 	Outcome    migrate.Outcome    `json:"outcome,omitempty"`
 	Reason     string             `json:"reason,omitempty"`
+	Blockers   []migrate.Finding  `json:"blockers,omitempty"`
 	Rehearsed  bool               `json:"rehearsed,omitempty"`
 	DowntimeMS float64            `json:"downtime_ms,omitempty"`
 	PhasesMS   map[string]float64 `json:"phases_ms,omitempty"`
@@ -170,7 +170,7 @@ func (p phase) of(side migrate.Side) bool {
 	switch p {
 	case phaseRunning, phasePromised:
 		return side == migrate.SideSource
-	case phaseReserved, phasePrepared, phaseResuming:
+	case phaseReserved, phasePrepared:
 		return side == migrate.SideTarget
 	case phaseOver:
 		return side == migrate.SideSource || side == migrate.SideTarget

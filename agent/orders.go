@@ -107,7 +107,7 @@ func (a *Agent) admitOnce(s *session, drive func(), same func(*session) bool) (*
 			return nil, status.Errorf(codes.FailedPrecondition, "epoch %d of migration %s is older than %d", e.Epoch, e.Migration, o.Epoch)
 		case o.Side != e.Side:
 			return nil, status.Errorf(codes.FailedPrecondition, "this host is the %s of migration %s", o.Side, e.Migration)
-		case !same(old) && (o.Phase == phasePromised || o.Phase == phasePrepared || o.Phase == phaseResuming):
+		case !same(old) && (o.Phase == phasePromised || o.Phase == phasePrepared):
 			return nil, status.Errorf(codes.FailedPrecondition, "migration %s is %s in epoch %d: only the log decides", e.Migration, o.Phase, o.Epoch)
 		}
 		return old, nil

@@ -152,7 +152,7 @@ func (o *outgoing) Promise(m migrate.Measured) error {
 func (o *outgoing) promised() {
 	select {
 	case <-o.aborted:
-		o.resume("", false)
+		o.resume(func(*entry) {})
 	case <-o.disposal:
 		o.dispose()
 	case <-o.agent.stopping.Done():
@@ -164,15 +164,19 @@ func (o *outgoing) promised() {
 // giveUp ends a migration that has promised nothing, resumes first and reports
 // after. A nil error means that a rehearsal went well.
 func (o *outgoing) giveUp(err error) {
-	reason := ""
-	if err != nil {
-		reason = err.Error()
-	}
-	o.resume(reason, err == nil)
+	o.resume(func(e *entry) {
+		e.Rehearsed = err == nil
+		if err != nil {
+			e.Reason = err.Error()
+		}
+		if blocked, ok := errors.AsType[*BlockedError](err); ok {
+			e.Blockers = blocked.Blockers
+		}
+	})
 }
 
 // resume lets the process run on here.
-func (o *outgoing) resume(reason string, rehearsed bool) {
+func (o *outgoing) resume(why func(*entry)) {
 	o.hangUp()
 	var resumed Resumed
 	done := o.persist("resuming the process", nil, func(ctx context.Context) (err error) {
@@ -193,7 +197,7 @@ func (o *outgoing) resume(reason string, rehearsed bool) {
 		if o.migration != nil && !o.recovered {
 			e.Measured = o.migration.Measured()
 		}
-		e.Reason, e.Rehearsed = reason, rehearsed
+		why(e)
 		e.DowntimeMS, e.PhasesMS = migrate.Milliseconds(resumed.Downtime), resumed.PhasesMS
 	})
 }

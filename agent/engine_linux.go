@@ -1,0 +1,169 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/source"
+	"github.com/pagurus-project/pagurus/migrate/target"
+)
+
+// Engines are the two halves of migrations on this machine.
+type Engines struct {
+	source *source.Host
+	target *target.Host
+}
+
+// NewEngines looks at the machine; its error says what the machine lacks.
+// groups is the directory below which arrived processes get control groups.
+func NewEngines(ctx context.Context, groups string) (*Engines, error) {
+	from, err := source.New(ctx, source.HostConfig{Own: OwnDaemon})
+	if err != nil {
+		return nil, err
+	}
+	to, err := target.New(ctx, groups)
+	if err != nil {
+		return nil, errors.Join(err, from.Close())
+	}
+	return &Engines{source: from, target: to}, nil
+}
+
+// Slow says why freezes of large processes take longer on this machine than
+// they could; nil if they do not.
+func (e *Engines) Slow() error { return e.source.NoIterator }
+
+// Close lets go of what migrations share.
+func (e *Engines) Close() error { return e.source.Close() }
+
+// Source is the half that processes leave by.
+func (e *Engines) Source() Source { return sourceEngine{e.source} }
+
+// Target is the half that processes arrive by.
+func (e *Engines) Target() Target { return targetEngine{e.target} }
+
+// planOf reads a plan back from the journal.
+func planOf[P any](data json.RawMessage) (P, error) {
+	var p P
+	if err := json.Unmarshal(data, &p); err != nil {
+		return p, fmt.Errorf("reading a plan back: %w", err)
+	}
+	return p, nil
+}
+
+// saver makes an engine's Save of a session's.
+func saver[P any](save func(json.RawMessage) error) func(P) error {
+	return func(p P) error {
+		data, err := json.Marshal(p)
+		if err != nil {
+			return fmt.Errorf("saving a plan: %w", err)
+		}
+		return save(data)
+	}
+}
+
+// sourceEngine is package source as this one sees it.
+type sourceEngine struct{ host *source.Host }
+
+var _ Source = sourceEngine{}
+
+func (s sourceEngine) Inspect(ctx context.Context, pid int, o migrate.Options) (Inspection, error) {
+	i, err := s.host.Inspect(ctx, pid, o)
+	if err != nil {
+		return Inspection{}, err
+	}
+	return Inspection(*i), nil
+}
+
+func (s sourceEngine) Start(ctx context.Context, c SourceConfig) (Outgoing, error) {
+	m, err := s.host.Start(ctx, source.Config{
+		Migration: c.Migration, Epoch: c.Epoch, PID: c.PID, Options: c.Options, Token: c.Token, Save: saver[source.Plan](c.Save),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return outgoingMigration{m}, nil
+}
+
+func (s sourceEngine) Recover(ctx context.Context, plan json.RawMessage) (Outgoing, error) {
+	p, err := planOf[source.Plan](plan)
+	if err != nil {
+		return nil, err
+	}
+	m, err := s.host.Recover(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	return outgoingMigration{m}, nil
+}
+
+type outgoingMigration struct{ *source.Migration }
+
+func (o outgoingMigration) Run(ctx context.Context, conn net.Conn, events SourceEvents) error {
+	err := o.Migration.Run(ctx, conn, sourceEvents{events})
+	if blocked, ok := errors.AsType[*source.BlockedError](err); ok {
+		return &BlockedError{Blockers: blocked.Blockers, err: err}
+	}
+	return err
+}
+
+func (o outgoingMigration) Measured() migrate.Measured { return measuredOf(o.Migration.Measured()) }
+
+func (o outgoingMigration) Resume(ctx context.Context) (Resumed, error) {
+	r, err := o.Migration.Resume(ctx)
+	return Resumed(r), err
+}
+
+type sourceEvents struct{ SourceEvents }
+
+var _ source.Events = sourceEvents{}
+
+func (e sourceEvents) Promise(m source.Measured) error { return e.SourceEvents.Promise(measuredOf(m)) }
+
+func measuredOf(m source.Measured) migrate.Measured {
+	return migrate.Measured{
+		Rounds: m.Rounds, PhasesMS: m.PhasesMS, DowntimeMS: migrate.Milliseconds(m.Downtime), Bytes: m.Bytes, WireBytes: m.WireBytes,
+	}
+}
+
+// targetEngine is package target as this one sees it.
+type targetEngine struct{ host *target.Host }
+
+var _ Target = targetEngine{}
+
+func (t targetEngine) Check(inventory *image.Image, o migrate.Options) (blockers, warnings []migrate.Finding, err error) {
+	return t.host.Check(inventory, o)
+}
+
+func (t targetEngine) Reserve(ctx context.Context, c TargetConfig) (shell Incoming, blockers, warnings []migrate.Finding, err error) {
+	s, blockers, warnings, err := t.host.Reserve(ctx, target.Config{
+		Migration: c.Migration, Inventory: c.Inventory, Options: c.Options, Save: saver[target.Plan](c.Save),
+	})
+	if err != nil || s == nil {
+		return nil, blockers, warnings, err
+	}
+	return incomingShell{s}, blockers, warnings, nil
+}
+
+func (t targetEngine) Recover(ctx context.Context, plan json.RawMessage, save func(json.RawMessage) error) (Incoming, error) {
+	p, err := planOf[target.Plan](plan)
+	if err != nil {
+		return nil, err
+	}
+	s, err := t.host.Recover(ctx, p, saver[target.Plan](save))
+	if err != nil {
+		return nil, err
+	}
+	return incomingShell{s}, nil
+}
+
+type incomingShell struct{ *target.Shell }
+
+func (i incomingShell) Commit(ctx context.Context) (Ran, error) {
+	r, err := i.Shell.Commit(ctx)
+	return Ran(r), err
+}
