@@ -1,0 +1,220 @@
+package source
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/resource"
+	"github.com/pagurus-project/pagurus/migrate/wire"
+	"github.com/pagurus-project/pagurus/parasite"
+)
+
+// How long the destination may take over the last round and everything after
+// it: some time in any case, and what lies several times above the time that
+// its pages should need.
+const (
+	silenceTimeout = 10 * time.Second
+	silenceFactor  = 8
+	// slowestBytes is the speed, in bytes a second, that reading all memory once
+	// more for Verify has in any case.
+	slowestBytes = 64 << 20
+)
+
+// freeze makes the last round, numbered n, and waits until the destination is
+// prepared:
+//
+//  1. the plan says so; the group is frozen, all threads are seized, the group
+//     is thawed: held by ptrace, threads can make remote calls;  (stop)
+//  2. the image is taken;                                        (dump)
+//  3. file locks are released, the group is frozen for good:
+//     from here on our death leaves the process frozen;
+//  4. the last changes are found;                                (stop)
+//  5. layout, pages and state are sent;                          (transfer)
+//  6. the destination says that it is prepared.
+func (m *Migration) freeze(ctx context.Context, heard *replies, events Events, n uint32) error {
+	defer keepQuiet()()
+	if err := m.planFreeze(); err != nil {
+		return err
+	}
+	m.frozen = time.Now()
+	if err := m.stop(ctx); err != nil {
+		return errors.Join(m.checkTree(), err)
+	}
+	events.Frozen()
+	if err := m.checkTree(); err != nil {
+		return err
+	}
+	stopped := time.Now()
+	if err := m.takeImage(ctx); err != nil {
+		return err
+	}
+	dumped := time.Now()
+	s, err := m.surveyFrozen(ctx, n)
+	if err != nil {
+		return err
+	}
+	found := time.Now()
+	m.spent(migrate.PhaseStop, stopped.Sub(m.frozen)+found.Sub(dumped))
+	m.spent(migrate.PhaseDump, dumped.Sub(stopped))
+
+	ctx, cancel := context.WithTimeoutCause(ctx, m.patience(s),
+		errors.New("the destination takes too long over the last round"))
+	defer cancel()
+	stats, err := m.send(ctx, s, n, true)
+	if err != nil {
+		return err
+	}
+	m.gauges.mu.Lock()
+	m.noteRoundLocked(stats, time.Since(found), true)
+	m.gauges.mu.Unlock()
+	if err := m.sendState(ctx); err != nil {
+		return err
+	}
+	sent := time.Now()
+	m.spent(migrate.PhaseTransfer, sent.Sub(found)+m.trip/2)
+	m.gauges.mu.Lock()
+	m.gauges.measured.Downtime = sent.Sub(m.frozen) + m.trip/2
+	m.gauges.mu.Unlock()
+	if err := heard.await(ctx, wire.Prepared, 0); err != nil {
+		return err
+	}
+	if s.pages == 0 || stats.Duration > 0 {
+		m.host.learn(time.Since(m.frozen) - stats.Duration)
+	}
+	return nil
+}
+
+// planFreeze notes that the process is about to stand still.
+func (m *Migration) planFreeze() error {
+	var err error
+	if m.plan.FrozenAt, err = bootClock(); err != nil {
+		return err
+	}
+	return m.save()
+}
+
+// patience is how long the rest may take.
+func (m *Migration) patience(s *survey) time.Duration {
+	m.gauges.mu.Lock()
+	speed := m.gauges.pace.speed
+	m.gauges.mu.Unlock()
+	allowed := silenceTimeout
+	if speed > 0 {
+		allowed += silenceFactor * time.Duration(float64(s.pages*image.PageSize)/speed*float64(time.Second))
+	}
+	if m.config.Options.Verify {
+		var all uint64
+		for _, p := range m.processes {
+			all += p.sent.bytes()
+		}
+		for _, o := range m.objects {
+			all += o.sent.bytes()
+		}
+		allowed += time.Duration(all/slowestBytes) * time.Second
+	}
+	return allowed
+}
+
+// takeImage reads everything but the memory, then makes sure that the process
+// stands still whatever becomes of us.
+func (m *Migration) takeImage(ctx context.Context) error {
+	targets := m.targets()
+	var err error
+	if m.image, err = m.dump.Dump(ctx, targets); err != nil {
+		return fmt.Errorf("reading the state of the process: %w", err)
+	}
+	if err := m.blocked(); err != nil {
+		return err
+	}
+	if resource.HasLocks(m.image) {
+		m.plan.Locks = locksOf(m.image)
+		if err := m.save(); err != nil {
+			return err
+		}
+		if err := resource.ReleaseLocks(ctx, m.image, targets); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, standTimeout)
+	defer cancel()
+	return m.group.Freeze(ctx)
+}
+
+func (m *Migration) targets() []*parasite.Process {
+	all := make([]*parasite.Process, len(m.processes))
+	for i, p := range m.processes {
+		all[i] = p.stopped
+	}
+	return all
+}
+
+// surveyFrozen looks for the last time. The layout is what the image says.
+func (m *Migration) surveyFrozen(ctx context.Context, n uint32) (*survey, error) {
+	layout := layoutOf(m.image, n)
+	s, err := m.look(ctx, layout, true)
+	if err != nil {
+		return nil, err
+	}
+	for i, p := range m.processes {
+		var mapped []image.AddressRange
+		for _, mapping := range layout.Processes[i].Mappings {
+			mapped = append(mapped, mapping.AddressRange)
+		}
+		m.image.Processes[i].Memory.Guards = p.guards.within(union(mapped))
+	}
+	return s, nil
+}
+
+// layoutOf is the layout that belongs to an image. What is mapped comes first
+// among its files.
+func layoutOf(m *image.Image, n uint32) *image.Layout {
+	l := &image.Layout{Round: int(n), Objects: m.Objects}
+	files := 0
+	for i := range m.Processes {
+		p := &m.Processes[i]
+		state := image.ProcessState{PID: p.PID, Space: p.Memory.Space}
+		state.Mappings = append(state.Mappings, p.Memory.Mappings...)
+		for j := range p.Threads {
+			state.Threads = append(state.Threads, p.Threads[j].TID)
+		}
+		for j := range state.Mappings {
+			files = max(files, state.Mappings[j].File+1)
+		}
+		l.Processes = append(l.Processes, state)
+	}
+	l.Files = m.Files[:files]
+	return l
+}
+
+func (m *Migration) sendState(ctx context.Context) error {
+	encoded, err := m.image.Encode()
+	if err != nil {
+		return fmt.Errorf("encoding the image: %w", err)
+	}
+	state := wire.State{Image: encoded}
+	if m.config.Options.Verify {
+		if state.Verify, err = m.verify(ctx); err != nil {
+			return fmt.Errorf("summing up the memory: %w", err)
+		}
+	}
+	payload, err := state.Encode()
+	if err != nil {
+		return fmt.Errorf("encoding the state: %w", err)
+	}
+	return m.sender.Message(ctx, wire.KindState, payload)
+}
+
+// unfreeze lets the process go on after a freeze that is to be tried again.
+// Nothing but the dump has been tried.
+func (m *Migration) unfreeze() error {
+	if err := m.release(); err != nil {
+		return err
+	}
+	m.frozen = time.Time{}
+	m.plan.FrozenAt = 0
+	return m.save()
+}

@@ -1,0 +1,81 @@
+package source
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/pagurus-project/pagurus/migrate/dirty"
+	"github.com/pagurus-project/pagurus/migrate/freezer"
+	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/procfs"
+	"github.com/pagurus-project/pagurus/migrate/resource"
+)
+
+// HostConfig says on which host migrations start.
+type HostConfig struct {
+	// CgroupRoot is where the cgroup v2 hierarchy is mounted; empty: to be found.
+	CgroupRoot string
+	// Own reports whether a process is the agent's own or another daemon of
+	// ours, which are not to be moved.
+	Own func(pid int) bool
+}
+
+// A Host is what all migrations that leave this host share.
+type Host struct {
+	config  HostConfig
+	image   image.Host
+	flags   *procfs.FlagReader
+	digests *resource.Digests
+	// NoIterator says why flags of mappings have to be read from smaps, which
+	// makes freezes of large processes longer; nil: they do not.
+	NoIterator error
+
+	fixed atomic.Int64 // what a freeze costs beside its pages, as learned; nanoseconds
+}
+
+// fixedAtFirst is what a freeze is taken to cost beside its pages before one
+// has been seen.
+const fixedAtFirst = 5 * time.Millisecond
+
+// New looks at the machine. Its error says what the machine lacks.
+func New(ctx context.Context, config HostConfig) (*Host, error) {
+	h := &Host{config: config, digests: resource.NewDigests()}
+	h.fixed.Store(int64(fixedAtFirst))
+	var err error
+	if _, err = dirty.Detect(); err != nil {
+		return nil, err
+	}
+	if h.config.CgroupRoot == "" {
+		if h.config.CgroupRoot, err = freezer.Mount(); err != nil {
+			return nil, err
+		}
+	}
+	if h.image, err = resource.LocalHost(ctx); err != nil {
+		return nil, fmt.Errorf("looking at this host: %w", err)
+	}
+	h.flags, h.NoIterator = procfs.NewFlagReader()
+	return h, nil
+}
+
+// Close lets go of what is shared. All migrations must have ended.
+func (h *Host) Close() error { return h.flags.Close() }
+
+// newDump starts taking the images of a tree.
+func (h *Host) newDump(allowDegraded bool) *resource.TreeDump {
+	d := resource.NewTreeDump(h.image, h.flags, h.digests)
+	d.AllowDegraded = allowDegraded
+	return d
+}
+
+// learn remembers what a freeze has cost beside its pages: half of what is new,
+// half of what was known.
+func (h *Host) learn(fixed time.Duration) {
+	h.fixed.Store((h.fixed.Load() + int64(fixed)) / 2)
+}
+
+// ErrProcess says that the migration failed by what the process did itself: it
+// exited, started another program or made a child.
+var ErrProcess = errors.New("process changed under the migration")

@@ -1,0 +1,153 @@
+package source
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/procfs"
+	"github.com/pagurus-project/pagurus/migrate/resource"
+	"github.com/pagurus-project/pagurus/parasite"
+)
+
+// An Inspection is the source's half of a preflight.
+type Inspection struct {
+	Tree     []migrate.Process
+	Blockers []migrate.Finding
+	Warnings []migrate.Finding
+	// Inventory is what the destination must offer; nil if it is not known.
+	Inventory *image.Image
+}
+
+// Inspect stops the process for a moment, reads what it consists of and lets it
+// go on. What stands in the way of a migration is in the result, not an error.
+func (h *Host) Inspect(ctx context.Context, pid int, o migrate.Options) (*Inspection, error) {
+	in := &Inspection{Blockers: h.refuse(pid)}
+	if p, err := Describe(pid); err == nil {
+		in.Tree = append(in.Tree, p)
+	}
+	if len(in.Blockers) > 0 {
+		return in, nil
+	}
+	dump := h.newDump(o.AllowDegraded)
+	dump.Inspect = true
+	m, err := h.inspect(ctx, dump, pid)
+	in.Blockers, in.Warnings = distinct(dump.Blockers), distinct(dump.Warnings)
+	switch {
+	case errors.Is(err, procfs.ErrGone), errors.Is(err, parasite.ErrGone), errors.Is(err, ErrProcess), errors.Is(err, unix.ESRCH):
+		in.Blockers = append(in.Blockers, migrate.Findingf(migrate.CodeProcessVanished, "", "process %d: %v", pid, err))
+	case errors.Is(err, resource.ErrTryAgain):
+		in.Blockers = append(in.Blockers, migrate.Findingf(migrate.CodeProcessState, "try again", "process %d: %v", pid, err))
+	case err != nil && len(in.Blockers) == 0:
+		return nil, errors.Join(fmt.Errorf("inspecting process %d: %w", pid, err), dump.Close())
+	case err == nil:
+		in.Inventory = m
+	}
+	return in, dump.Close()
+}
+
+func distinct(findings []migrate.Finding) []migrate.Finding {
+	var all []migrate.Finding
+	for _, f := range findings {
+		if !slices.Contains(all, f) {
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+func (h *Host) inspect(ctx context.Context, dump *resource.TreeDump, pid int) (m *image.Image, err error) {
+	if err := dump.CheckProcess(pid); err != nil {
+		return nil, err
+	}
+	// What is learned from the running process makes the stop shorter.
+	if _, err := dump.Layout(0, []int{pid}); err != nil {
+		return nil, err
+	}
+	p, err := openProcess(h.config.CgroupRoot, pid)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, p.release(), p.close()) }()
+	if err := p.stop(ctx); err != nil {
+		return nil, err
+	}
+	return dump.Dump(ctx, []*parasite.Process{p.stopped})
+}
+
+// refuse reports what keeps a process from being looked at at all.
+func (h *Host) refuse(pid int) []migrate.Finding {
+	one := func(code migrate.Code, hint, format string, args ...any) []migrate.Finding {
+		return []migrate.Finding{migrate.Findingf(code, hint, format, args...)}
+	}
+	if pid <= 0 {
+		return one(migrate.CodeNoSuchProcess, "", "%d is no process id", pid)
+	}
+	proc := procfs.Process{PID: pid}
+	stat, err := proc.Stat()
+	var status procfs.Status
+	if err == nil {
+		status, err = proc.Status()
+	}
+	switch {
+	case errors.Is(err, procfs.ErrGone), errors.Is(err, os.ErrNotExist):
+		return one(migrate.CodeNoSuchProcess, "migratectl ps lists those that there are", "there is no process %d", pid)
+	case err != nil:
+		return one(migrate.CodeProcessState, "", "process %d: %v", pid, err)
+	case pid == 1:
+		return one(migrate.CodeInit, "", "process 1 is its host's first process")
+	case stat.Flags&procfs.KernelThread != 0:
+		return one(migrate.CodeKernelThread, "", "process %d is the kernel thread %s", pid, stat.Command)
+	case h.config.Own != nil && h.config.Own(pid):
+		return one(migrate.CodeOwnDaemon, "", "process %d is one of the daemons that move processes", pid)
+	case status.TGID != pid:
+		return one(migrate.CodeNoSuchProcess, fmt.Sprintf("name the process, %d", status.TGID), "%d is a thread of process %d", pid, status.TGID)
+	case stat.State == 'Z' || stat.State == 'X':
+		return zombie(proc, one)
+	case status.TracerPID != 0:
+		return one(migrate.CodeTraced, "detach the debugger", "process %d is traced by process %d", pid, status.TracerPID)
+	}
+	return nil
+}
+
+// zombie says what is the matter with a process whose first thread has exited.
+func zombie(p procfs.Process, one func(migrate.Code, string, string, ...any) []migrate.Finding) []migrate.Finding {
+	if threads, err := p.Threads(); err == nil && len(threads) > 1 {
+		return one(migrate.CodeProcessState, "", "the first thread of process %d has exited while others run on", p.PID)
+	}
+	return one(migrate.CodeZombie, "", "process %d has exited, and its parent has not asked for its status yet", p.PID)
+}
+
+// Describe says what a process is, as ps shows it.
+func Describe(pid int) (migrate.Process, error) {
+	proc := procfs.Process{PID: pid}
+	status, err := proc.Status()
+	if err != nil {
+		return migrate.Process{}, err
+	}
+	p := migrate.Process{
+		PID: pid, PPID: status.PPID, Command: status.Name, UID: int(status.UIDs[1]), State: string(status.State),
+		Threads: status.Threads, ResidentBytes: status.RSSBytes,
+	}
+	if line, err := proc.Read("cmdline"); err == nil && len(line) > 0 {
+		p.Command = strings.TrimSpace(string(bytes.ReplaceAll(line, []byte{0}, []byte{' '})))
+	}
+	fds, err := proc.FDs()
+	if err != nil {
+		return p, err
+	}
+	for _, fd := range fds {
+		if link, err := proc.Link(fmt.Sprintf("fd/%d", fd)); err == nil && strings.HasPrefix(link, "socket:") {
+			p.Sockets++
+		}
+	}
+	return p, nil
+}

@@ -1,0 +1,5 @@
+package source
+
+const agentDir = "PAGURUS_SOURCE_AGENT"
+
+func runAgent() {}

@@ -1,0 +1,253 @@
+package source
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/freezer"
+	"github.com/pagurus-project/pagurus/migrate/procfs"
+	"github.com/pagurus-project/pagurus/migrate/resource"
+)
+
+const (
+	// undoTimeout is how long undoing may take, whatever the caller's context says.
+	undoTimeout = 30 * time.Second
+	// The destination may hold the locks until it has heard that its shell is
+	// not needed. It is asked again so often, for so long.
+	lockEvery = 5 * time.Millisecond
+	lockFor   = 3 * time.Second
+)
+
+// Resumed is how the process goes on at the source.
+type Resumed struct {
+	// KilledAtSource says that it does not: somebody killed it while it was frozen.
+	KilledAtSource bool
+	// Downtime is from the first thread stopped to the last one resumed; zero
+	// if the process was not frozen.
+	Downtime time.Duration
+	PhasesMS map[string]float64
+}
+
+// Resume undoes everything, in whatever state the migration is, and lets the
+// process go on as before; it also closes the connection to the destination.
+// Called again it returns the same. What could not be undone is in the error,
+// and the process runs all the same if it possibly can.
+func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.over {
+		return m.resumed, nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	if m.conn != nil {
+		// The destination lets go of what it has, file locks too.
+		_ = m.conn.Close()
+	}
+	wasFrozen := m.plan.FrozenAt != 0
+	var errs []error
+	start := time.Now()
+	if m.recovered {
+		errs = append(errs, m.catch(ctx))
+	}
+	if m.grouped {
+		errs = append(errs, m.thaw())
+	}
+	errs = append(errs, m.retakeLocks(ctx))
+	for _, p := range m.processes {
+		errs = append(errs, p.release())
+	}
+	if wasFrozen {
+		m.resumed.KilledAtSource = m.killed()
+		var err error
+		m.resumed.Downtime, err = m.stood()
+		errs = append(errs, err)
+		m.spent(migrate.PhaseResume, time.Since(start))
+		m.resumed.PhasesMS = m.Measured().PhasesMS
+	}
+	errs = append(errs, m.leave(ctx))
+	if err := errors.Join(errs...); err != nil {
+		return m.resumed, fmt.Errorf("resuming the process: %w", err)
+	}
+	return m.resumed, nil
+}
+
+// thaw thaws the group, if it still exists.
+func (m *Migration) thaw() error {
+	if frozen, err := m.group.Frozen(); err != nil || !frozen {
+		return err
+	}
+	return m.group.Thaw()
+}
+
+// stood is how long the process has stood still.
+func (m *Migration) stood() (time.Duration, error) {
+	if !m.frozen.IsZero() {
+		return time.Since(m.frozen), nil
+	}
+	now, err := bootClock()
+	return time.Duration(max(now-m.plan.FrozenAt, 0)), err
+}
+
+// killed reports whether a process of the tree is gone.
+func (m *Migration) killed() bool {
+	for _, p := range m.processes {
+		if p.exited() {
+			return true
+		}
+	}
+	return len(m.processes) < len(m.plan.Processes)
+}
+
+// retakeLocks takes file locks back that were released for the destination.
+func (m *Migration) retakeLocks(ctx context.Context) error {
+	if m.plan.Locks == nil || m.killed() {
+		return nil
+	}
+	for _, p := range m.processes {
+		if p.stopped == nil {
+			return fmt.Errorf("taking file locks back: process %d is not stopped", p.pid)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, lockFor)
+	defer cancel()
+	for {
+		err := resource.RetakeLocks(ctx, m.plan.Locks, m.targets())
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
+			if err == nil {
+				m.plan.Locks = nil
+			}
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(lockEvery):
+		}
+	}
+}
+
+// leave ends the tracking, moves the tree back to where it was and lets go of
+// everything.
+func (m *Migration) leave(ctx context.Context) error {
+	m.over = true
+	var errs []error
+	for _, p := range m.processes {
+		if !m.grouped || p.exited() {
+			continue
+		}
+		if err := p.origin.Add(p.pid); !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, err)
+		}
+	}
+	if m.grouped {
+		errs = append(errs, m.emptyGroup(), m.group.Remove(ctx))
+	}
+	for _, p := range m.processes {
+		errs = append(errs, p.close())
+	}
+	if m.dump != nil {
+		errs = append(errs, m.dump.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// emptyGroup moves what the tree has started meanwhile to where the tree is.
+func (m *Migration) emptyGroup() error {
+	for {
+		members, err := m.group.Processes()
+		if err != nil || len(members) == 0 {
+			return err
+		}
+		origin := freezer.At(m.plan.Processes[0].Origin)
+		for _, pid := range members {
+			if err := origin.Add(pid); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
+		}
+	}
+}
+
+// Recover takes up what an agent that died has left of a migration, by the plan
+// that was saved last. Only Resume and Dispose can be called.
+func (h *Host) Recover(_ context.Context, plan Plan) (*Migration, error) {
+	m := &Migration{host: h, recovered: true, plan: plan, group: freezer.At(plan.Group), grouped: plan.Group != ""}
+	m.gauges.measured.PhasesMS = make(map[string]float64)
+	for _, planned := range plan.Processes {
+		stat, err := procfs.Process{PID: planned.PID}.Stat()
+		if errors.Is(err, procfs.ErrGone) || err == nil && (stat.StartTime != planned.StartTime || stat.State == 'Z') {
+			continue // it is gone, and its PID perhaps another's by now
+		}
+		if err != nil {
+			return nil, errors.Join(err, m.closeAll())
+		}
+		p, err := openProcess(h.config.CgroupRoot, planned.PID)
+		if errors.Is(err, ErrProcess) {
+			continue
+		}
+		if err != nil {
+			return nil, errors.Join(err, m.closeAll())
+		}
+		p.origin, p.before = freezer.At(planned.Origin), planned.Userfaultfds
+		m.processes = append(m.processes, p)
+	}
+	return m, nil
+}
+
+func (m *Migration) closeAll() error {
+	var errs []error
+	for _, p := range m.processes {
+		errs = append(errs, p.close())
+	}
+	return errors.Join(errs...)
+}
+
+// catch stops a tree that another agent has left somewhere in the middle, and
+// mends what it has left in it. A tree that is thawed and in which nothing is
+// to be mended runs already: it is left alone.
+func (m *Migration) catch(ctx context.Context) error {
+	frozen, err := m.group.Frozen()
+	if err != nil || len(m.processes) == 0 || !frozen && !m.plan.Injecting && m.plan.Locks == nil {
+		return err
+	}
+	members, err := m.group.Processes()
+	if err != nil || len(members) == 0 {
+		return err // it was never moved into the group
+	}
+	if err := m.stop(ctx); err != nil {
+		return err
+	}
+	if !m.plan.Injecting {
+		return nil
+	}
+	for _, p := range m.processes {
+		if err := p.closeUserfaultfds(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// closeUserfaultfds closes, inside the stopped process, those that were not
+// there before.
+func (p *process) closeUserfaultfds(ctx context.Context) error {
+	now, err := userfaultfds(p.pid)
+	if err != nil {
+		return err
+	}
+	for _, fd := range now {
+		if slices.Contains(p.before, fd) {
+			continue
+		}
+		if _, err := p.leader().Syscall(ctx, unix.SYS_CLOSE, uintptr(fd)); err != nil {
+			return fmt.Errorf("closing descriptor %d in process %d: %w", fd, p.pid, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,274 @@
+package source
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/freezer"
+	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/procfs"
+	"github.com/pagurus-project/pagurus/parasite/parasitetest"
+)
+
+func TestMain(m *testing.M) {
+	parasitetest.Main()
+	if kind := os.Getenv(victimKind); kind != "" {
+		runVictim(kind)
+	}
+	if os.Getenv(agentDir) != "" {
+		runAgent()
+	}
+	os.Exit(m.Run())
+}
+
+func newHost(t testing.TB) *Host {
+	t.Helper()
+	parasitetest.NeedRoot(t)
+	h, err := New(t.Context(), HostConfig{Own: func(pid int) bool { return pid == os.Getpid() }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h.NoIterator != nil {
+		t.Logf("flags come from smaps: %v", h.NoIterator)
+	}
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+// recorder hears what a migration tells.
+type recorder struct {
+	mu       sync.Mutex
+	progress []migrate.Progress
+	frozen   int
+	promised []Measured
+	onFrozen func()
+	refuse   error
+}
+
+func (r *recorder) Progress(p migrate.Progress) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.progress = append(r.progress, p)
+}
+
+func (r *recorder) Frozen() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.frozen++
+	if r.onFrozen != nil {
+		r.onFrozen()
+	}
+}
+
+func (r *recorder) Promise(m Measured) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.promised = append(r.promised, m)
+	return r.refuse
+}
+
+// before is what of a victim must be the same after a migration that came to nothing.
+type before struct {
+	group    string
+	fds      []int
+	mappings ranges
+}
+
+func look(t testing.TB, h *Host, pid int) before {
+	t.Helper()
+	group, err := freezer.Of(h.config.CgroupRoot, pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fds, err := procfs.Process{PID: pid}.FDs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return before{group.Dir(), fds, nil}
+}
+
+// untouched checks that a victim runs as if nothing had happened to it.
+func (b before) untouched(t testing.TB, h *Host, pid int) {
+	t.Helper()
+	now := look(t, h, pid)
+	if now.group != b.group {
+		t.Errorf("process is in group %s instead of %s", now.group, b.group)
+	}
+	if !slices.Equal(now.fds, b.fds) {
+		t.Errorf("process has descriptors %v instead of %v", now.fds, b.fds)
+	}
+	entries, err := os.ReadDir(b.group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), groupPrefix+testName(t)) {
+			t.Errorf("control group %s is left over", e.Name())
+		}
+	}
+	status, err := procfs.Process{PID: pid}.Status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status.TracerPID != 0 {
+		t.Errorf("process is still traced by %d", status.TracerPID)
+	}
+	smaps, err := procfs.Process{PID: pid}.Smaps()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for start, flags := range smaps {
+		if flags.Has("uw") || flags.Has("um") {
+			t.Errorf("mapping at %#x is still tracked", start)
+		}
+	}
+}
+
+func testName(t testing.TB) string { return strings.ReplaceAll(t.Name(), "/", "-") }
+
+// start starts a migration of a victim.
+func start(t testing.TB, h *Host, pid int, o migrate.Options) *Migration {
+	t.Helper()
+	m, err := h.Start(t.Context(), Config{
+		Migration: testName(t), Epoch: 1, PID: pid, Options: o, Token: []byte("token"),
+		Save: func(p Plan) error {
+			_, err := json.Marshal(p)
+			return err
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := m.Resume(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+func TestInspect(t *testing.T) {
+	h := newHost(t)
+	v := startVictim(t, "churn")
+	was := look(t, h, v.pid)
+	for range 5 {
+		in, err := h.Inspect(t.Context(), v.pid, migrate.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(in.Blockers) > 0 || in.Inventory == nil {
+			t.Errorf("blockers %v", in.Blockers)
+		}
+		if len(in.Tree) != 1 || in.Tree[0].PID != v.pid || in.Tree[0].Threads < 3 {
+			t.Errorf("tree %+v", in.Tree)
+		}
+		if err := in.Inventory.Validate(); err != nil {
+			t.Error(err)
+		}
+	}
+	was.untouched(t, h, v.pid)
+	v.finish()
+}
+
+func TestInspectRefuses(t *testing.T) {
+	h := newHost(t)
+	v := startVictim(t, "idle")
+	threads, err := procfs.Process{PID: v.pid}.Threads()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		pid  int
+		code migrate.Code
+	}{
+		{0, migrate.CodeNoSuchProcess},
+		{-1, migrate.CodeNoSuchProcess},
+		{1 << 22, migrate.CodeNoSuchProcess},
+		{threads[len(threads)-1], migrate.CodeNoSuchProcess},
+		{1, migrate.CodeInit},
+		{os.Getpid(), migrate.CodeOwnDaemon},
+	} {
+		in, err := h.Inspect(t.Context(), test.pid, migrate.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(in.Blockers) != 1 || in.Blockers[0].Code != test.code || in.Inventory != nil {
+			t.Errorf("process %d: %v instead of %s", test.pid, in.Blockers, test.code)
+		}
+		if _, err := h.Start(t.Context(), Config{Migration: "x", PID: test.pid, Save: func(Plan) error { return nil }}); err == nil {
+			t.Errorf("process %d: migration starts", test.pid)
+		}
+	}
+}
+
+// The memory of a process that does everything at once arrives as it is.
+func TestReplica(t *testing.T) {
+	h := newHost(t)
+	v := startVictim(t, "churn")
+	m := start(t, h, v.pid, migrate.Options{Verify: true, MaxRounds: 8})
+	r, events := newReplica(), &recorder{}
+	if err := m.Run(t.Context(), r.connect(t), events); err != nil {
+		t.Fatal(err)
+	}
+	r.compare(t, v.pid)
+	for i, o := range m.objects {
+		r.compareObject(t, i, o.file)
+	}
+	checkVerify(t, r)
+	if r.rounds < 3 || events.frozen != 1 || len(events.promised) != 1 {
+		t.Errorf("%d rounds, %d times frozen, %d promises", r.rounds, events.frozen, len(events.promised))
+	}
+	c := events.promised[0]
+	if c.Downtime <= 0 || c.Bytes == 0 || c.WireBytes == 0 || len(c.Rounds) != r.rounds || !c.Rounds[r.rounds-1].Frozen {
+		t.Errorf("measured %+v", c)
+	}
+	for _, phase := range []string{migrate.PhasePrecopy, migrate.PhaseStop, migrate.PhaseDump, migrate.PhaseTransfer} {
+		if c.PhasesMS[phase] <= 0 {
+			t.Errorf("phase %s took %v", phase, c.PhasesMS[phase])
+		}
+	}
+	t.Logf("%d rounds, downtime %v, %v", r.rounds, c.Downtime, c.PhasesMS)
+	if err := m.Dispose(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := r.wait(); err != nil {
+		t.Error(err)
+	}
+	v.ended = true // and collected by its tracer, since that is its parent here
+	if err := unix.Kill(v.pid, 0); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("the victim is still there: %v", err)
+	}
+	if _, err := os.Stat(m.group.Dir()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("group is left over: %v", err)
+	}
+}
+
+// checkVerify sums up the replica as a destination does.
+func checkVerify(t testing.TB, r *replica) {
+	t.Helper()
+	if r.verify == nil {
+		t.Error("nothing to verify by")
+	}
+}
+
+var (
+	_ = fmt.Sprint
+	_ = time.Now
+	_ = unix.Getpid
+	_ = image.None
+)
