@@ -117,7 +117,8 @@ var protection = processKind{
 			return err
 		}
 		for i := range m.Mappings {
-			if p := &m.Mappings[i]; p.Backing != image.BackingKernel && p.Prot != ShellProtection(p) {
+			// Of all of them: how they were mapped is how they looked in an earlier round.
+			if p := &m.Mappings[i]; p.Backing != image.BackingKernel {
 				s.call(unix.SYS_MPROTECT, uintptr(p.Start), uintptr(p.Bytes()), uintptr(p.Prot))
 			}
 		}

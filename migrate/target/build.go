@@ -1,0 +1,168 @@
+package target
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/resource"
+	"github.com/pagurus-project/pagurus/migrate/wire"
+	"github.com/pagurus-project/pagurus/pageserver"
+)
+
+// build makes the shell into the process, up to the point where it stands
+// frozen in its control group and nothing of ours holds it any more:
+//
+//  1. the memory is compared, if that is asked for;
+//  2. every kind of resource is restored (package resource);
+//  3. our memory is taken out, the group frozen;
+//  4. threads get their registers and are let go, into the freezer.
+func (s *Shell) build(ctx context.Context, m *image.Image, verify *wire.Verify) error {
+	if err := s.agrees(m); err != nil {
+		return err
+	}
+	if verify != nil {
+		if err := s.verify(ctx, verify); err != nil {
+			return err
+		}
+	}
+	for i, p := range s.processes {
+		if err := s.awaitClocks(ctx, p.PID(), m.Clocks); err != nil {
+			return err
+		}
+		var tids []int
+		for _, t := range m.Processes[i].Threads {
+			tids = append(tids, t.TID)
+		}
+		if err := p.setThreads(ctx, tids); err != nil {
+			return err
+		}
+	}
+	for i, o := range s.objects {
+		if err := resource.SealObject(o, &m.Objects[i]); err != nil {
+			return err
+		}
+	}
+	if err := s.restore(ctx, m); err != nil {
+		return err
+	}
+	for _, p := range s.processes {
+		if err := p.Strip(ctx); err != nil {
+			return fmt.Errorf("taking our memory out of process %d: %w", p.PID(), err)
+		}
+	}
+	if err := s.group.Freeze(ctx); err != nil {
+		return err
+	}
+	r := resource.NewTreeRestore(m, s.objects)
+	for i, p := range s.processes {
+		if err := r.PutThreads(i, p.Process); err != nil {
+			return err
+		}
+	}
+	// From here on the shell does not die with us any more: the plan says that
+	// it is worth something only when all of it has been let go of.
+	for _, p := range s.processes {
+		if err := p.Detach(); err != nil {
+			return fmt.Errorf("letting go of process %d: %w", p.PID(), err)
+		}
+	}
+	// They have left one kind of stop for another.
+	if err := s.group.Freeze(ctx); err != nil {
+		return err
+	}
+	return s.closeOurs()
+}
+
+// agrees compares the image with what was built of it so far.
+func (s *Shell) agrees(m *image.Image) error {
+	if len(m.Processes) != len(s.processes) || len(m.Objects) < len(s.objects) {
+		return fmt.Errorf("the state has %d processes and %d objects, the shell has %d and %d", len(m.Processes), len(m.Objects), len(s.processes), len(s.objects))
+	}
+	for i, p := range s.processes {
+		from := &m.Processes[i]
+		if from.PID != p.PID() || from.Memory.Space != p.space {
+			return fmt.Errorf("process %d of the state is %d in the shell", from.PID, p.PID())
+		}
+		wanted := slices.DeleteFunc(slices.Clone(from.Memory.Mappings), func(m image.Mapping) bool { return m.Backing == image.BackingKernel })
+		if c := image.Diff(p.mappings, wanted); len(c.Map) > 0 || len(c.Unmap) > 0 {
+			return fmt.Errorf("the mappings of process %d changed after its last layout: %v", p.PID(), c)
+		}
+	}
+	return s.growObjects(m.Objects)
+}
+
+func (s *Shell) restore(ctx context.Context, m *image.Image) error {
+	r := resource.NewTreeRestore(m, s.objects)
+	var err error
+	for i, p := range s.processes {
+		if err = r.Process(ctx, i, p.Process); err != nil {
+			break
+		}
+	}
+	return errors.Join(err, r.Close())
+}
+
+// maxClockLag is how long a shell waits for its clocks to be where the
+// source's were: they must never go backwards.
+const maxClockLag = time.Second
+
+func (s *Shell) awaitClocks(ctx context.Context, pid int, then image.Clocks) error {
+	now, err := resource.ClocksOf(pid)
+	if err != nil {
+		return err
+	}
+	lag := time.Duration(max(then.Monotonic-now.Monotonic, then.Boottime-now.Boottime))
+	if lag <= 0 {
+		return nil
+	}
+	if lag > maxClockLag {
+		return fmt.Errorf("the clocks of process %d would go back by %v: are both hosts' real-time clocks right?", pid, lag)
+	}
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(lag):
+		return nil
+	}
+}
+
+// verify compares all of the memory with what the source had.
+func (s *Shell) verify(ctx context.Context, v *wire.Verify) error {
+	runs := make([]pageserver.Run, len(v.Runs))
+	for i, r := range v.Runs {
+		runs[i] = pageserver.Run{Space: pageserver.SpaceID(r.Space), Range: pageserver.Range{First: pageserver.PageNo(r.First), Pages: r.Pages}}
+	}
+	theirs := make([]pageserver.Digest, len(v.Digests))
+	for i, d := range v.Digests {
+		theirs[i] = pageserver.Digest(d)
+	}
+	ours, err := pageserver.DigestChunks(ctx, s.memory, runs, v.ChunkPages)
+	if err != nil {
+		return fmt.Errorf("verifying the memory: %w", err)
+	}
+	differing, err := pageserver.Differing(runs, v.ChunkPages, theirs, ours)
+	if err != nil {
+		return fmt.Errorf("verifying the memory: %w", err)
+	}
+	if len(differing) > 0 {
+		return fmt.Errorf("verifying the memory: it differs from the source's within %v and %d other places", differing[0], len(differing)-1)
+	}
+	return nil
+}
+
+// closeOurs lets go of what was only needed for building.
+func (s *Shell) closeOurs() error {
+	var errs []error
+	if s.tracer != nil {
+		errs = append(errs, s.tracer.Close())
+	}
+	for _, o := range s.objects {
+		errs = append(errs, o.Close())
+	}
+	s.tracer, s.objects, s.processes = nil, nil, nil
+	return errors.Join(errs...)
+}

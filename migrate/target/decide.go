@@ -1,0 +1,126 @@
+package target
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate"
+)
+
+// Ran is what came of a COMMIT.
+type Ran struct {
+	// NeverRan attests that no thread of the shell ever executed an instruction
+	// of the program, and never will.
+	NeverRan bool
+	Detail   string
+	// Downtime is this host's part: from the arrival of the state to the last
+	// thread resumed. PhasesMS are its parts, in milliseconds by the keys of
+	// package migrate. After a Recover they are not known.
+	Downtime time.Duration
+	PhasesMS map[string]float64
+}
+
+// Commit lets the process run. It may be called again after an error, and then
+// says the same.
+func (s *Shell) Commit(ctx context.Context) (Ran, error) {
+	if s.gone {
+		return s.attest(), nil
+	}
+	if !s.plan.Prepared {
+		return Ran{}, errors.New("the shell is not prepared")
+	}
+	start := time.Now()
+	if !s.plan.Committed {
+		s.plan.Committed = true
+		if err := s.save(); err != nil {
+			s.plan.Committed = false
+			return Ran{}, err
+		}
+	}
+	pids, err := s.group.Processes()
+	if err != nil {
+		return Ran{}, err
+	}
+	if len(pids) == 0 {
+		// Somebody killed it, perhaps only just now: it has to count as having run.
+		return Ran{Detail: "it has ended since"}, nil
+	}
+	if err := s.group.Thaw(); err != nil {
+		return Ran{}, fmt.Errorf("resuming the process: %w", err)
+	}
+	s.ranOnce()
+	r := Ran{}
+	if !s.preparedAt.IsZero() {
+		now := time.Now()
+		r.Downtime = now.Sub(s.stateReceived)
+		r.PhasesMS = map[string]float64{
+			migrate.PhaseRestore: ms(s.preparedAt.Sub(s.stateReceived)),
+			migrate.PhaseDecide:  ms(start.Sub(s.preparedAt)),
+			migrate.PhaseResume:  ms(now.Sub(start)),
+		}
+	}
+	return r, nil
+}
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+func (s *Shell) ranOnce() {
+	if s.ran == nil {
+		return
+	}
+	select {
+	case <-s.ran:
+	default:
+		close(s.ran)
+	}
+}
+
+// attest says what is known of a shell that is gone.
+func (s *Shell) attest() Ran {
+	if s.plan.Committed {
+		return Ran{Detail: "it has ended since"}
+	}
+	return Ran{NeverRan: true, Detail: "the shell is gone"}
+}
+
+// Release removes the shell, in any state before Commit. It may be called
+// again after an error.
+func (s *Shell) Release(ctx context.Context) error {
+	if s.plan.Committed {
+		return errors.New("the process runs here: it cannot be removed")
+	}
+	errs := []error{s.closeOurs(), s.kill(ctx)}
+	s.gone = true
+	s.ranOnce()
+	if s.conn != nil {
+		errs = append(errs, ignoreClosed(s.conn.Close()))
+		s.signals.Wait()
+	}
+	return errors.Join(errs...)
+}
+
+// kill kills what is in the group and removes it.
+func (s *Shell) kill(ctx context.Context) error {
+	pids, err := s.group.Processes()
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("killing process %d of the shell: %w", pid, err)
+		}
+	}
+	return s.group.Remove(ctx)
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}

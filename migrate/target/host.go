@@ -1,0 +1,161 @@
+package target
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/freezer"
+	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/resource"
+)
+
+// A Host takes processes in. Its methods may be called from any goroutine.
+type Host struct {
+	groups  freezer.Group // below which every arrived process has its own
+	machine image.Host
+	digests *resource.Digests
+}
+
+// New looks at the machine. groups is a directory of a cgroup2 file system,
+// outside the group of the caller, which is made if it is not there.
+func New(ctx context.Context, groups string) (*Host, error) {
+	if err := os.MkdirAll(groups, 0o755); err != nil {
+		return nil, fmt.Errorf("making the control group of arriving processes: %w", err)
+	}
+	machine, err := resource.LocalHost(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &Host{groups: freezer.At(groups), machine: machine, digests: resource.NewDigests()}, nil
+}
+
+// Check compares what a tree needs with what this host has. It changes nothing.
+func (h *Host) Check(inventory *image.Image, o migrate.Options) (blockers, warnings []migrate.Finding, err error) {
+	c := resource.Check{
+		Findings: &resource.Findings{}, Host: h.machine, Source: inventory.Host,
+		AllowDegraded: o.AllowDegraded, Image: inventory, Digests: h.digests,
+	}
+	c.CheckImage()
+	for i := range inventory.Processes {
+		for _, t := range inventory.Processes[i].Threads {
+			if _, err := os.Stat(fmt.Sprintf("/proc/%d", t.TID)); err == nil {
+				c.Block(migrate.CodePIDTaken, "end the process there, or choose another host", "%s", taken(t.TID, inventory.Processes[i].PID))
+			}
+		}
+	}
+	return c.Blockers, c.Warnings, nil
+}
+
+// taken says who has the id of a thread of process pid.
+func taken(tid, pid int) string {
+	what := fmt.Sprintf("thread id %d of process %d", tid, pid)
+	if tid == pid {
+		what = fmt.Sprintf("PID %d", pid)
+	}
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", tid))
+	if err != nil {
+		return what + " is in use there"
+	}
+	return fmt.Sprintf("%s is in use there, by %q", what, string(comm[:max(len(comm)-1, 0)]))
+}
+
+// Config says what is to be reserved.
+type Config struct {
+	Migration string // names the control group; no path separators
+	Inventory *image.Image
+	Options   migrate.Options
+	// Save keeps the plan by which a later Recover finds what is left.
+	Save func(Plan) error
+}
+
+// A Plan is what an agent that starts again has to know of a shell. It is
+// written before what it says is done.
+type Plan struct {
+	Migration string `json:"migration"`
+	Group     string `json:"group"`
+	PIDs      []int  `json:"pids"`
+	Prepared  bool   `json:"prepared"`  // everything is built, frozen, and does not depend on the agent
+	Committed bool   `json:"committed"` // it may have run
+}
+
+// Reserve makes the shell: processes with the right ids, empty and stopped. If
+// there are blockers, or an error, nothing is left behind.
+func (h *Host) Reserve(ctx context.Context, c Config) (s *Shell, blockers, warnings []migrate.Finding, err error) {
+	if c.Migration == "" || filepath.Base(c.Migration) != c.Migration {
+		return nil, nil, nil, fmt.Errorf("%q cannot name a control group", c.Migration)
+	}
+	blockers, warnings, err = h.Check(c.Inventory, c.Options)
+	if err != nil || len(blockers) > 0 {
+		return nil, blockers, warnings, err
+	}
+	h.sweep()
+	s = &Shell{config: c, plan: Plan{Migration: c.Migration, Group: filepath.Join(h.groups.Dir(), c.Migration)}}
+	for i := range c.Inventory.Processes {
+		s.plan.PIDs = append(s.plan.PIDs, c.Inventory.Processes[i].PID)
+	}
+	if err := s.save(); err != nil {
+		return nil, nil, warnings, err
+	}
+	if err = s.make(ctx, h.groups); err != nil {
+		err = errors.Join(err, s.Release(context.WithoutCancel(ctx)))
+		if conflict, ok := errors.AsType[*pidTakenError](err); ok {
+			return nil, []migrate.Finding{migrate.Findingf(migrate.CodePIDTaken, "try again, or choose another host", "%s", conflict)}, warnings, nil
+		}
+		return nil, nil, warnings, err
+	}
+	return s, nil, warnings, nil
+}
+
+// sweep removes the groups of processes that arrived and have ended since. The
+// kernel refuses to remove the others.
+func (h *Host) sweep() {
+	entries, err := os.ReadDir(h.groups.Dir())
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		g := h.groups.Child(e.Name())
+		if pids, err := g.Processes(); err == nil && len(pids) == 0 {
+			_ = os.Remove(g.Dir()) // the next sweep tries again
+		}
+	}
+}
+
+// Recover takes up what an agent that died has left of a shell, by the plan
+// that was saved last. One that was not prepared is removed.
+func (h *Host) Recover(ctx context.Context, plan Plan, save func(Plan) error) (*Shell, error) {
+	s := &Shell{config: Config{Migration: plan.Migration, Save: save}, plan: plan, group: freezer.At(plan.Group)}
+	pids, err := s.group.Processes()
+	if err != nil {
+		return nil, err
+	}
+	if len(pids) > 0 && !plan.Prepared {
+		if err := s.kill(ctx); err != nil {
+			return nil, fmt.Errorf("removing an unfinished shell: %w", err)
+		}
+	}
+	s.gone = len(pids) == 0 || !plan.Prepared
+	return s, nil
+}
+
+// pidTakenError says that an id that the tree needs is in use.
+type pidTakenError struct{ tid, pid int }
+
+func (e *pidTakenError) Error() string { return taken(e.tid, e.pid) }
+
+// pidTaken turns the kernel's answer to a wish for an id into an error that says so.
+func pidTaken(err error, tid, pid int) error {
+	if errors.Is(err, unix.EEXIST) {
+		return &pidTakenError{tid, pid}
+	}
+	return err
+}
