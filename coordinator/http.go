@@ -80,7 +80,7 @@ func (s *Server) routes() http.Handler {
 	s.registerStatus(here)
 
 	leader := http.NewServeMux()
-	there := leaderAPI{here, humago.NewAdapter(leader, "")}
+	there := leaderAPI{here, config, humago.NewAdapter(leader, "")}
 	s.registerMigrations(there)
 	s.registerHosts(there)
 	leader.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -94,10 +94,14 @@ func (s *Server) routes() http.Handler {
 // own way to the handlers.
 type leaderAPI struct {
 	huma.API
+	config  huma.Config
 	adapter huma.Adapter
 }
 
 func (l leaderAPI) Adapter() huma.Adapter { return l.adapter }
+
+// Config is what huma asks its own kind of API for, beside the interface.
+func (l leaderAPI) Config() huma.Config { return l.config }
 
 type identityKey struct{}
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -108,25 +109,32 @@ func Timing() scheduler.Timing {
 	return t
 }
 
-// reserve finds free ports, for TCP and UDP alike.
+// reserve finds free ports, for TCP and UDP alike. They are below those that
+// systems give to outgoing connections, so that whoever comes back to one after
+// a while finds it free.
 func reserve(t testing.TB, n int) []uint16 {
 	t.Helper()
 	var ports []uint16
-	for len(ports) < n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+	for range 1000 {
+		if len(ports) == n {
+			return ports
 		}
-		defer l.Close()
-		address := l.Addr().String()
-		p, err := net.ListenPacket("udp", address)
+		port := uint16(10_000 + rand.IntN(22_000))
+		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port)))
+		l, err := net.Listen("tcp", address)
 		if err != nil {
 			continue // somebody else's
 		}
+		defer l.Close()
+		p, err := net.ListenPacket("udp", address)
+		if err != nil {
+			continue
+		}
 		defer p.Close()
-		ports = append(ports, netip.MustParseAddrPort(address).Port())
+		ports = append(ports, port)
 	}
-	return ports
+	t.Fatal("there are no free ports")
+	return nil
 }
 
 // Boot starts a coordinator, for the first time or on what it has left.
