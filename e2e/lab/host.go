@@ -29,6 +29,17 @@ func (l *Lab) Host(name string) (*Host, error) {
 	return &Host{lab: l, plan: h}, nil
 }
 
+// Hosts are the hosts that have an agent.
+func (l *Lab) Hosts() []*Host {
+	var hosts []*Host
+	for _, h := range l.plan.Hosts {
+		if h.Agent {
+			hosts = append(hosts, &Host{lab: l, plan: h})
+		}
+	}
+	return hosts
+}
+
 // Name is the host's name.
 func (h *Host) Name() string { return h.plan.Name }
 
@@ -79,4 +90,14 @@ func receive(c *control.Conn) (control.Reply, error) {
 		return reply, reply.Error
 	}
 	return reply, nil
+}
+
+// Root is a directory in which this program sees the host's file system, its
+// own /proc, /run and /sys/fs/cgroup included, for as long as the host is up.
+func (h *Host) Root() (string, error) {
+	pid, err := h.lab.initPID(h.Name())
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("/proc/%d/root", pid), nil
 }

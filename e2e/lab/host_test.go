@@ -186,6 +186,9 @@ func TestDetached(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "output", func() bool { return strings.Contains(content(t, p.Log), "out\nerr\n") })
+	if got := run(t, a, "ls", fmt.Sprintf("/proc/%d/fd", p.PID)); got != "0\n1\n2" {
+		t.Errorf("it has the descriptors %q", got)
+	}
 	stat := strings.Fields(run(t, a, "cat", fmt.Sprintf("/proc/%d/stat", p.PID)))
 	if parent, session := stat[3], stat[5]; parent != "1" || session != strconv.Itoa(p.PID) {
 		t.Errorf("process %d has parent %s and session %s", p.PID, parent, session)

@@ -43,6 +43,10 @@ type Report struct {
 
 // Main is the program. It never returns.
 func Main() {
+	// What is started here finds only what it is given.
+	for fd := range ReportFD + 1 {
+		unix.CloseOnExec(fd)
+	}
 	orders, report := os.NewFile(OrdersFD, "orders"), os.NewFile(ReportFD, "report")
 	decoder := json.NewDecoder(orders)
 	h := &host{reaper: newReaper(), daemons: make(map[string]*daemon)}
