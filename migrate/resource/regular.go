@@ -67,7 +67,7 @@ var objectFile = fileKind{
 	open: func(r *TreeRestore, f *image.File) (int, error) {
 		// A description of its own, with its own position.
 		path := fmt.Sprintf("/proc/self/fd/%d", r.objects[f.Object].Fd())
-		fd, err := unix.Open(path, f.Flags&^unix.O_TMPFILE|unix.O_CLOEXEC, 0)
+		fd, err := unix.Open(path, f.Flags&^(unix.O_TMPFILE|unix.O_NOFOLLOW)|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return 0, err
 		}

@@ -80,11 +80,11 @@ func dumpSocket(d *ProcessDump, o *openFile, f *image.File) error {
 		s.PeerPID, s.PeerUID, s.PeerGID = int(creds.Pid), creds.Uid, creds.Gid
 	}
 	for _, option := range socketOptions {
-		value, err := unix.GetsockoptString(fd, unix.SOL_SOCKET, option)
+		value, err := socketOption(fd, unix.SOL_SOCKET, option)
 		if err != nil {
 			return fmt.Errorf("reading option %d: %w", option, err)
 		}
-		s.Options = append(s.Options, image.Option{Level: unix.SOL_SOCKET, Name: option, Value: []byte(value)})
+		s.Options = append(s.Options, image.Option{Level: unix.SOL_SOCKET, Name: option, Value: value})
 	}
 	if !d.Inspect {
 		if s.Queue, err = socketQueue(fd, typ); err != nil {

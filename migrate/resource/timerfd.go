@@ -17,10 +17,27 @@ const tfdIOCSetTicks = 0x40085400
 
 // timerFile: timerfd_create(2).
 var timerFile = fileKind{
-	dump: func(_ *ProcessDump, o *openFile, f *image.File) error {
-		t, err := parseTimerFD(o)
-		f.Timer = t
-		return err
+	dump: func(d *ProcessDump, o *openFile, f *image.File) error {
+		fd, err := d.borrow(o.fd)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		// A periodic timer that has expired stands still until somebody asks
+		// (timerfd_get_remaining, fs/timerfd.c). Asking counts what it has missed
+		// among its ticks, which are in fdinfo alone.
+		var now unix.ItimerSpec
+		if err := unix.TimerfdGettime(fd, &now); err != nil {
+			return fmt.Errorf("asking for its time: %w", err)
+		}
+		if o.info, err = d.Proc.FDInfo(o.fd); err != nil {
+			return err
+		}
+		if f.Timer, err = parseTimerFD(o); err != nil {
+			return err
+		}
+		f.Timer.Value, f.Timer.Interval = now.Value.Nano(), now.Interval.Nano()
+		return nil
 	},
 	open: func(_ *TreeRestore, f *image.File) (int, error) {
 		fd, err := unix.TimerfdCreate(f.Timer.Clock, unix.TFD_CLOEXEC)
@@ -69,32 +86,23 @@ func (r *ProcessRestore) armTimerFD(t *image.TimerFD, fd int) error {
 //	clockid: 0
 //	ticks: 0
 //	settime flags: 01
-//	it_value: (0, 49406829)
-//	it_interval: (1, 0)
+//
+// The times are asked for elsewhere.
 func parseTimerFD(o *openFile) (*image.TimerFD, error) {
 	var t image.TimerFD
+	var errs []error
 	number := func(name string, base int) int64 {
 		text, _ := o.info.Value(name)
-		n, _ := strconv.ParseInt(text, base, 64)
+		n, err := strconv.ParseInt(strings.TrimPrefix(text, "flags: "), base, 64)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s in fdinfo: %w", name, err))
+		}
 		return n
 	}
 	t.Clock = int(number("clockid", 10))
 	t.Ticks = uint64(number("ticks", 10))
-	t.Flags = int(number("settime flags", 8))
-	for name, into := range map[string]*int64{"it_value": &t.Value, "it_interval": &t.Interval} {
-		text, ok := o.info.Value(name)
-		if !ok {
-			return nil, fmt.Errorf("no %s in fdinfo", name)
-		}
-		seconds, nanoseconds, _ := strings.Cut(strings.Trim(text, "()"), ", ")
-		sec, err1 := strconv.ParseInt(seconds, 10, 64)
-		nsec, err2 := strconv.ParseInt(nanoseconds, 10, 64)
-		if err := errors.Join(err1, err2); err != nil {
-			return nil, fmt.Errorf("%s %q: %w", name, text, err)
-		}
-		*into = sec*1e9 + nsec
-	}
-	return &t, nil
+	t.Flags = int(number("settime", 8))
+	return &t, errors.Join(errs...)
 }
 
 // signalFile: signalfd(2). It has no state but its mask: what is pending is
