@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 
 	"github.com/pagurus-project/pagurus/coordinator/member"
 	"github.com/pagurus-project/pagurus/coordinator/scheduler"
@@ -80,6 +81,11 @@ func (c *conns) to(id trust.Identity) (*grpc.ClientConn, error) {
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: 5 * time.Second,
 		}),
+		// What a host has not acknowledged for so long breaks the connection:
+		// one that is back after a while would otherwise hear from us when TCP
+		// next tries, minutes later. The time between pings is no less than
+		// servers allow by default.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 6 * time.Minute, Timeout: 10 * time.Second}),
 		// Between two migrations there may be hours, and the first order
 		// within a freeze must not have to connect.
 		grpc.WithIdleTimeout(0),

@@ -71,12 +71,16 @@ func names(servers []replog.Server) []string {
 
 // found works until this server is part of a cluster.
 func (s *Server) found(ctx context.Context) {
+	var told string // of what stands in the way, which may do so for long
 	for !s.log.Bootstrapped() {
 		changed := s.group.Changed()
 		founders := s.founders()
 		if slices.Contains(names(founders), s.config.Name) {
 			if err := s.agreed(ctx, founders); err != nil {
-				s.logger.Info("not forming a cluster yet", logline.KeyReason, err)
+				if err.Error() != told {
+					s.logger.Info("not forming a cluster yet", logline.KeyReason, err)
+				}
+				told = err.Error()
 			} else if err := s.log.Bootstrap(founders); err != nil {
 				s.logger.Error("forming a cluster", logline.KeyError, err)
 			} else {
