@@ -29,8 +29,8 @@ type machine struct {
 	failing   map[string]int // step: how often it still fails
 	gates     map[string]*gate
 	blockers  []migrate.Finding
-	killed    bool // the frozen copy was killed by somebody
-	ran       map[int]bool
+	killed    bool  // the frozen copy was killed by somebody
+	dead      *gate // at which an agent was killed
 }
 
 // A gate holds an engine up at a step until the test lets it through.
@@ -41,7 +41,7 @@ type gate struct {
 
 func newMachine(t testing.TB, name string, running ...int) *machine {
 	m := &machine{
-		t: t, name: name, processes: map[int]string{}, failing: map[string]int{}, gates: map[string]*gate{}, ran: map[int]bool{},
+		t: t, name: name, processes: map[int]string{}, failing: map[string]int{}, gates: map[string]*gate{},
 	}
 	for _, pid := range running {
 		m.processes[pid] = "running"
@@ -57,6 +57,9 @@ func (m *machine) gate(step string) *gate {
 	m.gates[step] = g
 	return g
 }
+
+// errDead stands for an agent's death in the middle of a call of an engine.
+var errDead = errors.New("the agent was killed here")
 
 // step is called by the engines before they do something.
 func (m *machine) step(ctx context.Context, step string) error {
@@ -74,6 +77,12 @@ func (m *machine) step(ctx context.Context, step string) error {
 		case <-g.open:
 		case <-ctx.Done():
 			return ctx.Err()
+		}
+		m.mu.Lock()
+		dead := m.dead == g
+		m.mu.Unlock()
+		if dead {
+			return errDead
 		}
 	}
 	if fails {

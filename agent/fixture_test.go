@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -40,7 +41,8 @@ func testTiming() Timing {
 	return t
 }
 
-// A log is a coordinator that decides as the test says.
+// A log is a coordinator that decides as the test says, and for ABORT when a
+// side says for the second time that it has ended.
 type log struct {
 	migratev1.UnimplementedCoordinatorServer
 	group *member.Group
@@ -65,7 +67,14 @@ func (l *log) Report(_ context.Context, req *migratev1.ReportRequest) (*migratev
 	if d == nil {
 		return nil, status.Error(codes.NotFound, "no such migration")
 	}
-	return &migratev1.ReportResponse{Decision: d.GetDecision(), Reason: d.GetReason()}, nil
+	resp := &migratev1.ReportResponse{Decision: d.GetDecision(), Reason: d.GetReason()}
+	if req.GetEnded() != nil && d.GetDecision() == 0 {
+		said := func(r *migratev1.ReportRequest) bool { return r.GetEnded() != nil && r.GetHost() == req.GetHost() }
+		if slices.ContainsFunc(l.reports[:len(l.reports)-1], said) {
+			resp.Decision = migratev1.Decision_DECISION_ABORT
+		}
+	}
+	return resp, nil
 }
 
 func (l *log) Decision(_ context.Context, req *migratev1.DecisionRequest) (*migratev1.DecisionResponse, error) {
@@ -91,6 +100,10 @@ func (l *log) tellLocked() {
 func (l *log) hold(id string, d migratev1.Decision) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.holdLocked(id, d)
+}
+
+func (l *log) holdLocked(id string, d migratev1.Decision) {
 	state := migrate.StatePrecopy
 	switch d {
 	case migratev1.Decision_DECISION_COMMIT:
@@ -99,6 +112,31 @@ func (l *log) hold(id string, d migratev1.Decision) {
 		state = migrate.StateAborted
 	}
 	l.decisions[id] = &migratev1.DecisionResponse{Known: true, Decision: d, Reason: "because", State: string(state)}
+}
+
+// lose has the log hold the migration no more.
+func (l *log) lose(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.decisions, id)
+}
+
+// awaitQuestions waits until a decision has been asked for so often.
+func (l *log) awaitQuestions(t *testing.T, n int) {
+	t.Helper()
+	timeout := time.After(10 * time.Second)
+	l.mu.Lock()
+	for l.asked < n {
+		news := l.news
+		l.mu.Unlock()
+		select {
+		case <-news:
+		case <-timeout:
+			t.Fatal("nobody asks for a decision")
+		}
+		l.mu.Lock()
+	}
+	l.mu.Unlock()
 }
 
 func (l *log) setDown(down bool) {
@@ -244,6 +282,18 @@ func (h *host) kill() {
 	h.agent = nil
 }
 
+// killAt kills the agent while one of its engines is at a gate, which stays
+// shut for it: what comes behind is never done.
+func (h *host) killAt(g *gate) {
+	h.cluster.t.Helper()
+	h.mu.Lock()
+	h.dead = g
+	h.mu.Unlock()
+	h.agent.die()
+	close(g.open)
+	h.kill()
+}
+
 // stop ends the agent politely.
 func (h *host) stop() {
 	t := h.cluster.t
@@ -269,6 +319,21 @@ func (h *host) journal() []string {
 		names = append(names, f.Name())
 	}
 	return names
+}
+
+// awaitEmptyJournal waits for something that nobody is told of.
+func (h *host) awaitEmptyJournal() {
+	h.cluster.t.Helper()
+	timeout := time.After(10 * time.Second)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for len(h.journal()) > 0 {
+		select {
+		case <-tick.C:
+		case <-timeout:
+			h.cluster.t.Fatalf("%s keeps %v in its journal", h.name, h.journal())
+		}
+	}
 }
 
 // A move is one migration from a to b as a coordinator orders it.

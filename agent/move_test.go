@@ -344,16 +344,14 @@ func TestReservationExpires(t *testing.T) {
 // TestUnknownToTheLog: nobody else knows of the migration, so nobody can have
 // decided anything yet.
 func TestUnknownToTheLog(t *testing.T) {
-	c := newCluster(t)
+	c := newCluster(t, func(t *Timing) { t.Keep = t.Repeat }) // nobody will tell them to forget it
 	m := c.newMove("m1")
-	c.log.mu.Lock()
-	delete(c.log.decisions, "m1")
-	c.log.mu.Unlock()
+	c.log.lose("m1")
 	g := m.a.gate("freeze")
 	m.reserve()
 	m.start()
 	g.reach(t) // and its progress is reported meanwhile
-	m.decide(m.a, migratev1.Decision_DECISION_ABORT, migratev1.Outcome_OUTCOME_RESUMED)
-	m.decide(m.b, migratev1.Decision_DECISION_ABORT, migratev1.Outcome_OUTCOME_RELEASED)
+	m.a.awaitEmptyJournal()
+	m.b.awaitEmptyJournal()
 	m.mustRunAt(m.a)
 }

@@ -94,6 +94,12 @@ func (s *session) note(change func(*entry)) error {
 func (s *session) noteLocked(change func(*entry)) error {
 	next := s.entry
 	change(&next)
+	select {
+	case <-s.dropped: // nothing of it may come back into the journal
+		s.entry = next
+		return nil
+	default:
+	}
 	if err := s.agent.journal.write(&next); err != nil {
 		return err
 	}
