@@ -122,7 +122,7 @@ func (c *churner) mremap() error {
 	pages := 1 + c.pick(maxSpanPages)
 	data, err := unix.Mremap(s.data, pages*pageSize, unix.MREMAP_MAYMOVE)
 	if err != nil {
-		return err
+		return fmt.Errorf("%d to %d pages: %w\n%s", len(s.generations), pages, err, mappingsOf(s.data))
 	}
 	s.data = data
 	// New pages are zero, which is generation 0, also where there were others before.

@@ -17,7 +17,8 @@ const pollInterval = 10 * time.Millisecond
 
 func answerPath(path string) string { return path + ".answer" }
 
-// Ask asks the workload that looks at path and waits for its verdict.
+// Ask asks the workload that looks at path and waits for its verdict. An answer
+// may be incomplete at first: not every language writes a file in one go.
 func Ask(ctx context.Context, path string) (Verdict, error) {
 	token := rand.Text()
 	if err := writeFile(path, []byte(token)); err != nil {
@@ -30,16 +31,21 @@ func Ask(ctx context.Context, path string) (Verdict, error) {
 		if err == nil && v.Token == token {
 			return v, os.Remove(answerPath(path))
 		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !incomplete(err) {
 			return Verdict{}, fmt.Errorf("reading a workload's verdict: %w", err)
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			_ = os.Remove(path) // nobody took it, most likely
-			return Verdict{}, fmt.Errorf("waiting for a workload's verdict in %s: %w", answerPath(path), ctx.Err())
+			return Verdict{}, fmt.Errorf("waiting for a workload's verdict in %s: %w", answerPath(path), errors.Join(ctx.Err(), err))
 		}
 	}
+}
+
+func incomplete(err error) bool {
+	_, ok := errors.AsType[*json.SyntaxError](err)
+	return ok
 }
 
 func readAnswer(path string) (Verdict, error) {
