@@ -123,6 +123,9 @@ func (m *Migration) patience(s *survey) time.Duration {
 // stands still whatever becomes of us.
 func (m *Migration) takeImage(ctx context.Context) error {
 	targets := m.targets()
+	if err := m.planScratch(ctx); err != nil {
+		return err
+	}
 	var err error
 	if m.image, err = m.dump.Dump(ctx, targets); err != nil {
 		return fmt.Errorf("reading the state of the process: %w", err)
@@ -132,7 +135,7 @@ func (m *Migration) takeImage(ctx context.Context) error {
 	}
 	if resource.HasLocks(m.image) {
 		m.plan.Locks = locksOf(m.image)
-		if err := m.save(); err != nil {
+		if err := m.planScratch(ctx); err != nil {
 			return err
 		}
 		if err := resource.ReleaseLocks(ctx, m.image, targets); err != nil {
@@ -142,6 +145,19 @@ func (m *Migration) takeImage(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, standTimeout)
 	defer cancel()
 	return m.group.Freeze(ctx)
+}
+
+// planScratch maps memory for remote calls in the processes and notes where it
+// is, so that it does not stay there if we die before it is unmapped again.
+func (m *Migration) planScratch(ctx context.Context) error {
+	for i, p := range m.processes {
+		if err := p.leader().Batch(ctx).Run(ctx); err != nil {
+			return fmt.Errorf("mapping memory for remote calls in process %d: %w", p.pid, err)
+		}
+		scratch := p.stopped.Scratch()
+		m.plan.Processes[i].Scratch = &scratch
+	}
+	return m.save()
 }
 
 func (m *Migration) targets() []*parasite.Process {
@@ -211,10 +227,10 @@ func (m *Migration) sendState(ctx context.Context) error {
 // unfreeze lets the process go on after a freeze that is to be tried again.
 // Nothing but the dump has been tried.
 func (m *Migration) unfreeze() error {
-	if err := m.release(); err != nil {
+	m.frozen = time.Time{}
+	m.plan = m.plan.settled()
+	if err := m.save(); err != nil {
 		return err
 	}
-	m.frozen = time.Time{}
-	m.plan.FrozenAt = 0
-	return m.save()
+	return m.release()
 }

@@ -1,6 +1,11 @@
 package source
 
-import "github.com/pagurus-project/pagurus/migrate/image"
+import (
+	"slices"
+
+	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/parasite"
+)
 
 // A Plan is what is to be undone if the agent dies: plain data, to be kept
 // where it outlives the agent but not the boot. It says what may have been done;
@@ -28,6 +33,19 @@ type PlanProcess struct {
 	Origin    string `json:"origin"`     // the control group that it came from
 	// Userfaultfds are descriptors that were there before Injecting.
 	Userfaultfds []int `json:"userfaultfds,omitempty"`
+	// Scratch is memory of ours that may be mapped in the process.
+	Scratch *parasite.Scratch `json:"scratch,omitempty"`
+}
+
+// settled is the plan when the processes are as they were, but for their
+// control group.
+func (p Plan) settled() Plan {
+	p.Injecting, p.Locks, p.FrozenAt = false, nil, 0
+	p.Processes = slices.Clone(p.Processes)
+	for i := range p.Processes {
+		p.Processes[i].Userfaultfds, p.Processes[i].Scratch = nil, nil
+	}
+	return p
 }
 
 // locksOf is the part of an image that taking locks back needs.

@@ -25,7 +25,7 @@ type process struct {
 	memory  *os.File // /proc/PID/mem of the address space that it had at Start
 	pagemap *os.File
 	probe   uint64 // an address in memory that does not go away
-	before  []int  // of a recovered one: userfaultfds that are its own
+	planned PlanProcess
 
 	tracer  *parasite.Tracer
 	stopped *parasite.Process // all threads, or nil

@@ -41,16 +41,16 @@ type replica struct {
 
 func newReplica() *replica { return &replica{refuseAt: -1, ended: make(chan struct{})} }
 
-// connect serves one connection over loopback TCP and returns the source's end.
-func (r *replica) connect(t testing.TB) net.Conn {
+// listen serves one connection over loopback TCP.
+func (r *replica) listen(t testing.TB) (address string) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close()
 	go func() {
 		defer close(r.ended)
+		defer listener.Close()
 		conn, err := listener.Accept()
 		if err != nil {
 			r.fail(err)
@@ -59,7 +59,13 @@ func (r *replica) connect(t testing.TB) net.Conn {
 		defer conn.Close()
 		r.fail(r.serve(conn))
 	}()
-	conn, err := net.Dial("tcp", listener.Addr().String())
+	return listener.Addr().String()
+}
+
+// connect returns the source's end of a connection to the replica.
+func (r *replica) connect(t testing.TB) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", r.listen(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,8 +11,10 @@ import (
 
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/freezer"
+	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/procfs"
 	"github.com/pagurus-project/pagurus/migrate/resource"
+	"github.com/pagurus-project/pagurus/parasite"
 )
 
 const (
@@ -50,7 +52,7 @@ func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 		// The destination lets go of what it has, file locks too.
 		_ = m.conn.Close()
 	}
-	wasFrozen := m.plan.FrozenAt != 0
+	frozenAt := m.plan.FrozenAt
 	var errs []error
 	start := time.Now()
 	if m.recovered {
@@ -59,14 +61,22 @@ func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 	if m.grouped {
 		errs = append(errs, m.thaw())
 	}
-	errs = append(errs, m.retakeLocks(ctx))
+	lockErr := m.retakeLocks(ctx)
+	// The plan must not say any more what would harm the process once it runs.
+	m.plan = m.plan.settled()
+	errs = append(errs, m.save())
 	for _, p := range m.processes {
 		errs = append(errs, p.release())
 	}
-	if wasFrozen {
-		m.resumed.KilledAtSource = m.killed()
+	// That a process was killed shows when its tracer has let go of all threads.
+	if killed := m.killed(); !killed {
+		errs = append(errs, lockErr)
+	} else if frozenAt != 0 {
+		m.resumed.KilledAtSource = true
+	}
+	if frozenAt != 0 {
 		var err error
-		m.resumed.Downtime, err = m.stood()
+		m.resumed.Downtime, err = m.stood(frozenAt)
 		errs = append(errs, err)
 		m.spent(migrate.PhaseResume, time.Since(start))
 		m.resumed.PhasesMS = m.Measured().PhasesMS
@@ -87,12 +97,12 @@ func (m *Migration) thaw() error {
 }
 
 // stood is how long the process has stood still.
-func (m *Migration) stood() (time.Duration, error) {
+func (m *Migration) stood(frozenAt int64) (time.Duration, error) {
 	if !m.frozen.IsZero() {
 		return time.Since(m.frozen), nil
 	}
 	now, err := bootClock()
-	return time.Duration(max(now-m.plan.FrozenAt, 0)), err
+	return time.Duration(max(now-frozenAt, 0)), err
 }
 
 // killed reports whether a process of the tree is gone.
@@ -107,7 +117,7 @@ func (m *Migration) killed() bool {
 
 // retakeLocks takes file locks back that were released for the destination.
 func (m *Migration) retakeLocks(ctx context.Context) error {
-	if m.plan.Locks == nil || m.killed() {
+	if m.plan.Locks == nil || len(m.processes) < len(m.plan.Processes) {
 		return nil
 	}
 	for _, p := range m.processes {
@@ -120,9 +130,6 @@ func (m *Migration) retakeLocks(ctx context.Context) error {
 	for {
 		err := resource.RetakeLocks(ctx, m.plan.Locks, m.targets())
 		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
-			if err == nil {
-				m.plan.Locks = nil
-			}
 			return err
 		}
 		select {
@@ -176,8 +183,8 @@ func (m *Migration) emptyGroup() error {
 
 // Recover takes up what an agent that died has left of a migration, by the plan
 // that was saved last. Only Resume and Dispose can be called.
-func (h *Host) Recover(_ context.Context, plan Plan) (*Migration, error) {
-	m := &Migration{host: h, recovered: true, plan: plan, group: freezer.At(plan.Group), grouped: plan.Group != ""}
+func (h *Host) Recover(_ context.Context, plan Plan, save func(Plan) error) (*Migration, error) {
+	m := &Migration{host: h, config: Config{Migration: plan.Migration, Epoch: plan.Epoch, Save: save}, recovered: true, plan: plan, group: freezer.At(plan.Group), grouped: plan.Group != ""}
 	m.gauges.measured.PhasesMS = make(map[string]float64)
 	for _, planned := range plan.Processes {
 		stat, err := procfs.Process{PID: planned.PID}.Stat()
@@ -194,7 +201,7 @@ func (h *Host) Recover(_ context.Context, plan Plan) (*Migration, error) {
 		if err != nil {
 			return nil, errors.Join(err, m.closeAll())
 		}
-		p.origin, p.before = freezer.At(planned.Origin), planned.Userfaultfds
+		p.origin, p.planned = freezer.At(planned.Origin), planned
 		m.processes = append(m.processes, p)
 	}
 	return m, nil
@@ -213,7 +220,7 @@ func (m *Migration) closeAll() error {
 // to be mended runs already: it is left alone.
 func (m *Migration) catch(ctx context.Context) error {
 	frozen, err := m.group.Frozen()
-	if err != nil || len(m.processes) == 0 || !frozen && !m.plan.Injecting && m.plan.Locks == nil {
+	if err != nil || len(m.processes) == 0 || !frozen && !m.plan.mends() {
 		return err
 	}
 	members, err := m.group.Processes()
@@ -223,15 +230,21 @@ func (m *Migration) catch(ctx context.Context) error {
 	if err := m.stop(ctx); err != nil {
 		return err
 	}
-	if !m.plan.Injecting {
-		return nil
-	}
 	for _, p := range m.processes {
-		if err := p.closeUserfaultfds(ctx); err != nil {
+		if m.plan.Injecting {
+			err = p.closeUserfaultfds(ctx)
+		}
+		if err := errors.Join(err, p.unmapScratch(ctx)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// mends reports whether something may have to be mended inside the processes.
+func (p *Plan) mends() bool {
+	return p.Injecting || p.Locks != nil ||
+		slices.ContainsFunc(p.Processes, func(p PlanProcess) bool { return p.Scratch != nil })
 }
 
 // closeUserfaultfds closes, inside the stopped process, those that were not
@@ -242,11 +255,42 @@ func (p *process) closeUserfaultfds(ctx context.Context) error {
 		return err
 	}
 	for _, fd := range now {
-		if slices.Contains(p.before, fd) {
+		if slices.Contains(p.planned.Userfaultfds, fd) {
 			continue
 		}
 		if _, err := p.leader().Syscall(ctx, unix.SYS_CLOSE, uintptr(fd)); err != nil {
 			return fmt.Errorf("closing descriptor %d in process %d: %w", fd, p.pid, err)
+		}
+	}
+	return nil
+}
+
+// unmapScratch unmaps, inside the stopped process, memory of ours that another
+// agent has left there.
+func (p *process) unmapScratch(ctx context.Context) error {
+	if p.planned.Scratch == nil {
+		return nil
+	}
+	vmas, err := procfs.Process{PID: p.pid}.Maps()
+	if err != nil {
+		return err
+	}
+	for _, ours := range []struct {
+		start, size uint64
+		prot        int
+	}{
+		{uint64(p.planned.Scratch.Code), image.PageSize, unix.PROT_READ | unix.PROT_EXEC},
+		{uint64(p.planned.Scratch.Data), parasite.ScratchBytes - image.PageSize, unix.PROT_READ | unix.PROT_WRITE},
+	} {
+		// The kernel may have joined it with memory of the program's.
+		there := slices.ContainsFunc(vmas, func(v procfs.VMA) bool {
+			return v.Start <= ours.start && ours.start+ours.size <= v.End && v.Prot == ours.prot && !v.Shared && v.Name == ""
+		})
+		if !there {
+			continue
+		}
+		if _, err := p.leader().Syscall(ctx, unix.SYS_MUNMAP, uintptr(ours.start), uintptr(ours.size)); err != nil {
+			return fmt.Errorf("unmapping memory at %#x in process %d: %w", ours.start, p.pid, err)
 		}
 	}
 	return nil

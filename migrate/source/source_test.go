@@ -10,14 +10,13 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/freezer"
-	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/procfs"
+	"github.com/pagurus-project/pagurus/pageserver"
 	"github.com/pagurus-project/pagurus/parasite/parasitetest"
 )
 
@@ -26,7 +25,7 @@ func TestMain(m *testing.M) {
 	if kind := os.Getenv(victimKind); kind != "" {
 		runVictim(kind)
 	}
-	if os.Getenv(agentDir) != "" {
+	if os.Getenv(agentOrders) != "" {
 		runAgent()
 	}
 	os.Exit(m.Run())
@@ -111,6 +110,10 @@ func (b before) untouched(t testing.TB, h *Host, pid int) {
 	}
 	if !slices.Equal(now.fds, b.fds) {
 		t.Errorf("process has descriptors %v instead of %v", now.fds, b.fds)
+		for _, fd := range now.fds {
+			link, err := procfs.Process{PID: pid}.Link(fmt.Sprintf("fd/%d", fd))
+			t.Logf("%d is %s (%v)", fd, link, err)
+		}
 	}
 	entries, err := os.ReadDir(b.group)
 	if err != nil {
@@ -261,14 +264,23 @@ func TestReplica(t *testing.T) {
 // checkVerify sums up the replica as a destination does.
 func checkVerify(t testing.TB, r *replica) {
 	t.Helper()
-	if r.verify == nil {
-		t.Error("nothing to verify by")
+	v := r.verify
+	if v == nil || len(v.Runs) == 0 {
+		t.Fatal("nothing to verify by")
+	}
+	runs := make([]pageserver.Run, len(v.Runs))
+	for i, run := range v.Runs {
+		runs[i] = pageserver.Run{Space: pageserver.SpaceID(run.Space), Range: pageserver.Range{First: pageserver.PageNo(run.First), Pages: run.Pages}}
+	}
+	theirs := make([]pageserver.Digest, len(v.Digests))
+	for i, d := range v.Digests {
+		theirs[i] = pageserver.Digest(d)
+	}
+	ours, err := pageserver.DigestChunks(t.Context(), &r.memory, runs, v.ChunkPages)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if differ, err := pageserver.Differing(runs, v.ChunkPages, theirs, ours); err != nil || len(differ) > 0 {
+		t.Errorf("verifying: %v, %v", differ, err)
 	}
 }
-
-var (
-	_ = fmt.Sprint
-	_ = time.Now
-	_ = unix.Getpid
-	_ = image.None
-)

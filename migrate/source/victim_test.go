@@ -47,7 +47,10 @@ var victims = map[string]func(v *victimSelf) error{
 }
 
 // A victimSelf is a victim as it sees itself.
-type victimSelf struct{ dir string }
+type victimSelf struct {
+	dir   string
+	begun *os.File // closed when it is ready
+}
 
 func (v *victimSelf) told(order string) bool {
 	_, err := os.Stat(filepath.Join(v.dir, order))
@@ -65,15 +68,16 @@ func (v *victimSelf) await(order string) {
 // runVictim is a victim's main function. Beside what its kind does it waits in
 // epoll_wait and fails if that is ever interrupted.
 func runVictim(kind string) {
-	v := &victimSelf{dir: os.Getenv(victimDir)}
+	v := &victimSelf{dir: os.Getenv(victimDir), begun: os.NewFile(3, "begun")}
 	closeInherited()
 	errs := make(chan error, 2)
-	go func() { errs <- v.uninterrupted() }()
-	ready := os.NewFile(3, "ready")
+	waiting := make(chan struct{})
+	go func() { errs <- v.uninterrupted(func() { close(waiting) }) }()
+	<-waiting
 	switch kind {
 	case "churn", "greedy", "open", "locked": // are ready when they say so
 	default:
-		ready.Close()
+		v.ready()
 	}
 	go func() {
 		if err := victims[kind](v); err != nil {
@@ -85,10 +89,10 @@ func runVictim(kind string) {
 		errs <- nil
 	}()
 	if err := <-errs; err != nil {
-		fmt.Println(err)
+		fmt.Fprintln(os.Stdout, err)
 		os.Exit(1)
 	}
-	fmt.Println("well")
+	fmt.Fprintln(os.Stdout, "well")
 	os.Exit(0)
 }
 
@@ -101,14 +105,15 @@ func closeInherited() {
 	}
 }
 
-func (v *victimSelf) ready() { os.NewFile(3, "ready").Close() }
+func (v *victimSelf) ready() { v.begun.Close() }
 
-func (v *victimSelf) uninterrupted() error {
+func (v *victimSelf) uninterrupted(waiting func()) error {
 	runtime.LockOSThread()
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return err
 	}
+	waiting()
 	for !v.told("stop") {
 		if n, err := unix.EpollWait(fd, make([]unix.EpollEvent, 1), 20); n != 0 || err != nil {
 			return fmt.Errorf("epoll_wait: %d, %w", n, err)
@@ -244,7 +249,7 @@ func churn(v *victimSelf) error {
 
 // greedy writes to all of its memory all the time.
 func greedy(v *victimSelf) error {
-	memory := mapped(64<<20, unix.PROT_READ|unix.PROT_WRITE, anonymous)
+	memory := mapped(16<<20, unix.PROT_READ|unix.PROT_WRITE, anonymous)
 	r := rand.New(rand.NewPCG(1, 2))
 	for first := true; ; first = false {
 		for at := 0; at < len(memory); at += image.PageSize {

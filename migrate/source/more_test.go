@@ -1,5 +1,0 @@
-package source
-
-const agentDir = "PAGURUS_SOURCE_AGENT"
-
-func runAgent() {}

@@ -1,0 +1,259 @@
+package source
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/procfs"
+)
+
+// agentOrders makes the started test binary an agent: a file with its orders.
+const agentOrders = "PAGURUS_SOURCE_AGENT"
+
+type agentJob struct {
+	Migration string
+	PID       int
+	Address   string // of the destination
+	Plan      string // where the plan is kept
+	Rehearse  bool
+}
+
+// runAgent moves a process until it is killed.
+func runAgent() {
+	if err := actAsAgent(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	os.Exit(1)
+}
+
+func actAsAgent() error {
+	text, err := os.ReadFile(os.Getenv(agentOrders))
+	if err != nil {
+		return err
+	}
+	var job agentJob
+	if err := json.Unmarshal(text, &job); err != nil {
+		return err
+	}
+	ctx := context.Background()
+	h, err := New(ctx, HostConfig{})
+	if err != nil {
+		return err
+	}
+	m, err := h.Start(ctx, Config{
+		Migration: job.Migration, PID: job.PID, Token: []byte("token"), Options: migrate.Options{Rehearse: job.Rehearse},
+		Save: func(p Plan) error { return savePlan(job.Plan, p) },
+	})
+	if err != nil {
+		return err
+	}
+	conn, err := net.Dial("tcp", job.Address)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(os.Stdout, "start")
+	for {
+		err := m.Run(ctx, conn, &recorder{})
+		fmt.Fprintln(os.Stdout, "run", err)
+		if !job.Rehearse {
+			_, _ = io.Copy(io.Discard, os.Stdin) // for ever
+		}
+		if _, err := m.Resume(ctx); err != nil {
+			return err
+		}
+		fmt.Fprintln(os.Stdout, "resumed")
+		_, _ = io.Copy(io.Discard, os.Stdin)
+	}
+}
+
+func savePlan(path string, p Plan) error {
+	text, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+func loadPlan(path string) (plan Plan, found bool, err error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return plan, false, nil
+	}
+	if err != nil {
+		return plan, false, err
+	}
+	return plan, true, json.Unmarshal(text, &plan)
+}
+
+// An agent that is killed at any moment leaves a process that runs, or that the
+// next agent can let run; nothing of the migration is left on it.
+func TestAgentKilled(t *testing.T) {
+	h := newHost(t)
+	v := startVictim(t, "churn")
+	was := look(t, h, v.pid)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	states := make(map[string]int)
+	for i := range 15 {
+		plan := filepath.Join(t.TempDir(), "plan")
+		job := agentJob{Migration: fmt.Sprintf("%s-%d", testName(t), i), PID: v.pid, Plan: plan, Rehearse: i%3 == 0}
+		killAgent(t, job, time.Duration(random.Int64N(int64(250*time.Millisecond))))
+		p, found, err := loadPlan(plan)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !found {
+			states["untouched"]++
+			continue
+		}
+		m, err := h.Recover(t.Context(), p, func(p Plan) error { return savePlan(plan, p) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		frozen, err := m.group.Frozen()
+		if err != nil {
+			t.Fatal(err)
+		}
+		states[fmt.Sprintf("frozen=%v at=%v", frozen, p.FrozenAt != 0)]++
+		resumed, err := m.Resume(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resumed.KilledAtSource || resumed.Downtime > 0 != (p.FrozenAt != 0) {
+			t.Errorf("resumed %+v by plan %+v", resumed, p)
+		}
+		was.untouched(t, h, v.pid)
+		if _, err := os.Stat(p.Group); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("group is left over: %v", err)
+		}
+		noScratch(t, v.pid)
+	}
+	t.Logf("killed in these states: %v", states)
+	v.finish()
+}
+
+// killAgent starts an agent and kills it some time after it has begun.
+func killAgent(t *testing.T, job agentJob, after time.Duration) {
+	t.Helper()
+	r := newReplica()
+	job.Address = r.listen(t)
+	text, err := json.Marshal(job)
+	if err != nil {
+		t.Fatal(err)
+	}
+	orders := job.Plan + ".job"
+	if err := os.WriteFile(orders, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), agentOrders+"="+orders)
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil || line != "start\n" {
+		t.Errorf("agent says %q (%v)", line, err)
+	}
+	<-time.After(after)
+	if err := cmd.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	_ = cmd.Wait()
+	<-r.ended
+}
+
+// noScratch checks that no executable memory of ours is left in a process.
+func noScratch(t *testing.T, pid int) {
+	t.Helper()
+	vmas, err := procfs.Process{PID: pid}.Maps()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range vmas {
+		if m.Prot == unix.PROT_READ|unix.PROT_EXEC && m.Name == "" {
+			t.Errorf("executable memory is left over at %#x", m.Start)
+		}
+	}
+}
+
+// A victim whose frozen copy an agent has left behind after the promise can be
+// disposed of by the next one.
+func TestDisposeRecovered(t *testing.T) {
+	h := newHost(t)
+	v := startVictim(t, "idle")
+	plan := filepath.Join(t.TempDir(), "plan")
+	r := newReplica()
+	m, err := h.Start(t.Context(), Config{
+		Migration: testName(t), PID: v.pid, Token: []byte("token"),
+		Save: func(p Plan) error { return savePlan(plan, p) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Run(t.Context(), r.connect(t), &recorder{}); err != nil {
+		t.Fatal(err)
+	}
+	// As if the agent had died: its threads are gone, and nothing else happens.
+	for _, p := range m.processes {
+		if err := p.release(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p, found, err := loadPlan(plan)
+	if err != nil || !found {
+		t.Fatal(err)
+	}
+	next, err := h.Recover(t.Context(), p, func(Plan) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := next.Dispose(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.cmd.Wait(); err == nil {
+		t.Error("victim ends well")
+	}
+	v.ended = true
+	if _, err := os.Stat(p.Group); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("group is left over: %v", err)
+	}
+	if err := m.leave(t.Context()); err != nil {
+		t.Error(err)
+	}
+	// And a process that is gone leaves nothing to resume.
+	gone, err := h.Recover(t.Context(), p, func(Plan) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resumed, err := gone.Resume(t.Context()); err != nil || !resumed.KilledAtSource {
+		t.Errorf("%+v, %v", resumed, err)
+	}
+}
