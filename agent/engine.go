@@ -18,7 +18,7 @@ type Source interface {
 	// Start makes a migration; the process has not been touched when it returns.
 	Start(ctx context.Context, c SourceConfig) (Outgoing, error)
 	// Recover takes up what an agent that died has left, by its last plan.
-	Recover(ctx context.Context, plan json.RawMessage) (Outgoing, error)
+	Recover(ctx context.Context, plan json.RawMessage, save func(plan json.RawMessage) error) (Outgoing, error)
 }
 
 // An Inspection is what the source knows of a process tree.

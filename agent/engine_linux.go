@@ -89,12 +89,12 @@ func (s sourceEngine) Start(ctx context.Context, c SourceConfig) (Outgoing, erro
 	return outgoingMigration{m}, nil
 }
 
-func (s sourceEngine) Recover(ctx context.Context, plan json.RawMessage) (Outgoing, error) {
+func (s sourceEngine) Recover(ctx context.Context, plan json.RawMessage, save func(json.RawMessage) error) (Outgoing, error) {
 	p, err := planOf[source.Plan](plan)
 	if err != nil {
 		return nil, err
 	}
-	m, err := s.host.Recover(ctx, p)
+	m, err := s.host.Recover(ctx, p, saver[source.Plan](save))
 	if err != nil {
 		return nil, err
 	}

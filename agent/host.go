@@ -13,6 +13,16 @@ import (
 	migratev1 "github.com/pagurus-project/pagurus/proto/migrate/v1"
 )
 
+// bootClock is CLOCK_BOOTTIME in nanoseconds: it goes on while no agent runs,
+// and while the machine sleeps.
+func bootClock() (int64, error) {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return 0, fmt.Errorf("reading the boot clock: %w", err)
+	}
+	return now.Nano(), nil
+}
+
 // describe tells what this machine is and has at present.
 func describe() (*migratev1.DescribeResponse, error) {
 	var name unix.Utsname

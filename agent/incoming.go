@@ -133,7 +133,11 @@ func (i *incoming) notePrepared() error {
 	case i.agent.stopping.Err() != nil:
 		return errStoppingTarget
 	}
-	if err := i.noteLocked(func(e *entry) { e.Phase = phasePrepared }); err != nil {
+	now, err := bootClock()
+	if err != nil {
+		return err
+	}
+	if err := i.noteLocked(func(e *entry) { e.Phase, e.PreparedAt = phasePrepared, now }); err != nil {
 		return err
 	}
 	i.logger.Info("prepared")
@@ -166,6 +170,9 @@ func (i *incoming) commit() {
 		}
 		var err error
 		ran, err = i.shell.Commit(ctx)
+		if err == nil && ran.Downtime == 0 && !ran.NeverRan {
+			err = i.addLostTime(&ran)
+		}
 		return err
 	})
 	switch {
@@ -187,6 +194,18 @@ func (i *incoming) commit() {
 	if ran.NeverRan {
 		i.hangUp()
 	}
+}
+
+// addLostTime makes up for what an agent that died has measured: how long the
+// shell has been prepared by now is known, and is nearly all of it.
+func (i *incoming) addLostTime(ran *Ran) error {
+	now, err := bootClock()
+	if err != nil {
+		return err
+	}
+	ran.Downtime = time.Duration(now - i.is().PreparedAt)
+	ran.PhasesMS = map[string]float64{migrate.PhaseDecide: migrate.Milliseconds(ran.Downtime)}
+	return nil
 }
 
 // release removes the shell. err is why it is given up without the log's word.

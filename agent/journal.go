@@ -55,6 +55,9 @@ type entry struct {
 	Phase     phase           `json:"phase"`
 	Plan      json.RawMessage `json:"plan,omitempty"` // of the engine
 
+	// Of a destination that is prepared: CLOCK_BOOTTIME then, in nanoseconds.
+	PreparedAt int64 `json:"prepared_at,omitempty"`
+
 	// Of a source that has promised, or is over.
 	Measured migrate.Measured `json:"measured"`
 

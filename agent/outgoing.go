@@ -222,7 +222,7 @@ func (o *outgoing) recoverEngine(ctx context.Context) error {
 	if o.migration != nil || !o.recovered || plan == nil {
 		return nil
 	}
-	migration, err := o.agent.config.Source.Recover(ctx, plan)
+	migration, err := o.agent.config.Source.Recover(ctx, plan, o.save)
 	if err == nil {
 		o.migration = migration
 	}
