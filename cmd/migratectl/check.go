@@ -70,7 +70,7 @@ func explainCheck(w io.Writer, req api.CheckRequest, c migrate.Check) {
 		return // an error, and printed as one
 	}
 	for _, p := range c.Tree {
-		fmt.Fprintf(w, "%d (%s): %s, %s\n", p.PID, p.Command, plural(p.Threads, "thread"), size(p.ResidentBytes))
+		fmt.Fprintf(w, "%d (%s): %s, %s\n", p.PID, program(p.Command), plural(p.Threads, "thread"), size(p.ResidentBytes))
 	}
 	where := "away"
 	if req.To != "" {

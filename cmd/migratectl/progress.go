@@ -57,8 +57,12 @@ func (l *lines) end()            {}
 
 func (l *lines) show(r migrate.Report) {
 	// How it ended is told by others, and at more length.
-	if (!l.begun || r.State != l.last.State) && !r.State.Final() {
+	switch {
+	case r.State.Final():
+	case !l.begun:
 		fmt.Fprintf(l.to, "%s  %s: %s from %s to %s\n", r.ID, r.State, name(r), r.From, r.To)
+	case r.State != l.last.State:
+		fmt.Fprintf(l.to, "%s  %s\n", r.ID, r.State)
 	}
 	if p := r.Progress; p != nil && (l.last.Progress == nil || p.Round != l.last.Progress.Round) {
 		fmt.Fprintf(l.to, "%s  round %d: %s\n", r.ID, p.Round, speed(p))

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"path"
 	"strings"
 
 	"github.com/pagurus-project/pagurus/migrate"
@@ -40,7 +41,13 @@ func name(r migrate.Report) string {
 	if r.Command == "" {
 		return fmt.Sprintf("process %d", r.PID)
 	}
-	return fmt.Sprintf("%d (%s)", r.PID, r.Command)
+	return fmt.Sprintf("%d (%s)", r.PID, program(r.Command))
+}
+
+// program is a command line without arguments and directories.
+func program(command string) string {
+	word, _, _ := strings.Cut(command, " ")
+	return path.Base(word)
 }
 
 // summarize writes what has become of a migration, and what it cost.

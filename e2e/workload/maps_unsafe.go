@@ -14,12 +14,13 @@ func mappingsOf(memory []byte) string {
 	if err != nil {
 		return err.Error()
 	}
-	text := fmt.Sprintf("%x-%x:\n", start, start+uintptr(len(memory)))
+	var text strings.Builder
+	fmt.Fprintf(&text, "%x-%x:\n", start, start+uintptr(len(memory)))
 	for line := range strings.Lines(string(content)) {
 		var from, to uintptr
 		if _, err := fmt.Sscanf(line, "%x-%x", &from, &to); err == nil && from < start+uintptr(len(memory)) && start < to {
-			text += line
+			text.WriteString(line)
 		}
 	}
-	return text
+	return text.String()
 }
