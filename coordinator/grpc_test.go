@@ -27,7 +27,7 @@ func TestDecision(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	<-reached
+	c.Reach("the step", reached)
 	decision := func(server, host string, epoch uint64) (*migratev1.DecisionResponse, error) {
 		return c.Agent(host).Coordinator(server).Decision(t.Context(), &migratev1.DecisionRequest{
 			Ref: &migratev1.Ref{Migration: created.ID, Epoch: epoch}, Host: host,

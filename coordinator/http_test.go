@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -309,7 +310,7 @@ func TestOnlyOurCertificates(t *testing.T) {
 
 // TestWatch sees the phases of a migration in their order, and each report once.
 func TestWatch(t *testing.T) {
-	c := clustertest.Start(t, 3)
+	c := clustertest.Start(t, 1)
 	c.World.AddProcess("host-a", 7)
 	seen := make(chan migrate.State, 100)
 	c.World.OnStep(func(_ string, step agenttest.Step) {
@@ -318,10 +319,17 @@ func TestWatch(t *testing.T) {
 			agenttest.Reserve: migrate.StatePreflight, agenttest.Freeze: migrate.StatePrecopy,
 			agenttest.Prepare: migrate.StateFrozen, agenttest.Run: migrate.StateCommitted,
 		}[step]
-		for ok && <-seen != want {
+		for ok {
+			select {
+			case state := <-seen:
+				ok = state != want
+			case <-time.After(clustertest.Patience):
+				t.Errorf("%s was never seen", want)
+				return
+			}
 		}
 	})
-	client := c.Client(trust.RoleOperator, "anna", c.Follower())
+	client := c.Operator()
 	created, err := client.Move(t.Context(), api.MoveRequest{PID: 7, From: "host-a", To: "host-b"})
 	if err != nil {
 		t.Fatal(err)
@@ -391,7 +399,7 @@ func TestCancel(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			<-reached
+			c.Reach("the step", reached)
 			r, err := client.Cancel(t.Context(), created.ID)
 			close(goOn)
 			if at.late {
@@ -430,7 +438,7 @@ func TestDecisionRace(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		<-reached
+		c.Reach("the step", reached)
 		errs := make(chan error, len(clients))
 		for _, client := range clients {
 			go func() {

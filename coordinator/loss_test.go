@@ -154,7 +154,7 @@ func TestAgentLostAndBack(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			<-killed
+			c.Reach("the step", killed)
 			c.Agent(at.host).Restart()
 			c.Settle(client, created.ID, at.want)
 			c.Eventually("the agents may forget it", func() bool { return c.World.Remembered() == 0 })
@@ -182,7 +182,7 @@ func TestHandOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	<-reached
+	c.Reach("the step", reached)
 	first := c.Leader()
 	var seen []migrate.State
 	watched := make(chan error, 1)

@@ -91,8 +91,10 @@ func (c *Cluster) AddCoordinators(expect int, names ...string) {
 			Credentials: c.CA.Credentials(c.t, trust.RoleCoordinator, name),
 			HTTPSocket:  filepath.Join(c.dir, name+".sock"),
 			Timing:      Timing(),
-			RaftTiming:  replog.Timing{Heartbeat: 300 * time.Millisecond, Election: 300 * time.Millisecond, Lease: 200 * time.Millisecond},
-			Logger:      quiet(),
+			// A leader that a busy machine keeps from its heartbeats would be
+			// replaced, which changes what most tests are about.
+			RaftTiming: replog.Timing{Heartbeat: 700 * time.Millisecond, Election: 700 * time.Millisecond, Lease: 500 * time.Millisecond},
+			Logger:     quiet(),
 		}
 		c.mu.Lock()
 		c.configs[name] = config
@@ -104,7 +106,7 @@ func (c *Cluster) AddCoordinators(expect int, names ...string) {
 // and else quick.
 func Timing() scheduler.Timing {
 	t := scheduler.DefaultTiming()
-	t.Silence, t.Prepared, t.Reach = Patience, Patience, time.Second
+	t.Silence, t.Prepared, t.Reach = Patience, Patience, Patience
 	t.RetryMin, t.RetryMax = 20*time.Millisecond, 200*time.Millisecond
 	return t
 }
@@ -289,6 +291,16 @@ func (c *Cluster) Eventually(what string, holds func() bool) {
 		if time.Now().After(deadline) {
 			c.t.Fatalf("it never came about that: %s", what)
 		}
+	}
+}
+
+// Reach returns when a channel is closed that has to be closed some time.
+func (c *Cluster) Reach(what string, reached <-chan struct{}) {
+	c.t.Helper()
+	select {
+	case <-reached:
+	case <-time.After(Patience):
+		c.t.Fatalf("never reached: %s", what)
 	}
 }
 
