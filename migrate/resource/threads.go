@@ -50,6 +50,10 @@ func dumpThread(d *ProcessDump, t *image.Thread) error {
 	if regs.Cs != codeSegment64 {
 		d.Block(migrate.CodeCompat, "", "thread %d runs 32-bit code", t.TID)
 	}
+	if call := thread.Interrupted(); call.InSystemCall() {
+		t.Call = &image.SystemCall{Nr: call.Nr, Args: call.Args, Restart: int(call.Restart), Remaining: -1}
+		d.nameCall(t.TID, t.Call, &regs)
+	}
 	t.Registers = registerBytes(&regs)
 	var err error
 	if t.XState, err = thread.XState(); err != nil {
@@ -57,9 +61,6 @@ func dumpThread(d *ProcessDump, t *image.Thread) error {
 	}
 	if t.SignalMask, err = thread.SignalMask(); err != nil {
 		return err
-	}
-	if call := thread.Interrupted(); call.InSystemCall() {
-		t.Call = &image.SystemCall{Nr: call.Nr, Args: call.Args, Restart: int(call.Restart), Remaining: -1}
 	}
 	rseq, err := thread.Rseq()
 	if err != nil {

@@ -36,6 +36,7 @@ type TreeDump struct {
 	objectFiles []*os.File // an open file of each object, to read it
 	objectIndex map[fileID]image.Index
 	sharing     *sharing
+	restarts    map[int]int            // by thread: see NoteRestarts
 	pipes       map[uint64]image.Index // of the image being taken, by inode
 	sockets     map[uint32]image.Index // likewise
 }
