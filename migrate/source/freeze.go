@@ -40,6 +40,9 @@ func (m *Migration) freeze(ctx context.Context, heard *replies, events Events, n
 	if err := m.planFreeze(); err != nil {
 		return err
 	}
+	if err := m.dump.NoteRestarts(m.pids()); err != nil {
+		return errors.Join(m.checkTree(), err)
+	}
 	m.frozen = time.Now()
 	if err := m.stop(ctx); err != nil {
 		return errors.Join(m.checkTree(), err)
@@ -130,6 +133,10 @@ func (m *Migration) takeImage(ctx context.Context) error {
 	if m.image, err = m.dump.Dump(ctx, targets); err != nil {
 		return fmt.Errorf("reading the state of the process: %w", err)
 	}
+	for i := range m.image.Processes {
+		mem := &m.image.Processes[i].Memory
+		mem.Mappings = withoutScratch(mem.Mappings, m.plan.Processes[i].Scratch)
+	}
 	if err := m.blocked(); err != nil {
 		return err
 	}
@@ -158,6 +165,29 @@ func (m *Migration) planScratch(ctx context.Context) error {
 		m.plan.Processes[i].Scratch = &scratch
 	}
 	return m.save()
+}
+
+// withoutScratch takes memory of ours out of a list of mappings. The kernel may
+// have joined it with memory of the program's.
+func withoutScratch(mappings []image.Mapping, scratch *parasite.Scratch) []image.Mapping {
+	ours := union(scratchRanges(scratch))
+	var all []image.Mapping
+	for i := range mappings {
+		for _, part := range (ranges{mappings[i].AddressRange}).without(ours) {
+			m := mappings[i]
+			m.AddressRange = part // where that is less, the mapping is anonymous as ours is
+			all = append(all, m)
+		}
+	}
+	return all
+}
+
+func scratchRanges(s *parasite.Scratch) []image.AddressRange {
+	code, data := uint64(s.Code), uint64(s.Data)
+	return []image.AddressRange{
+		{Start: code, End: code + image.PageSize},
+		{Start: data, End: data + parasite.ScratchBytes - image.PageSize},
+	}
 }
 
 func (m *Migration) targets() []*parasite.Process {
