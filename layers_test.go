@@ -83,7 +83,7 @@ var reserved = []layer{
 	{"github.com/hashicorp/memberlist/...", []string{"coordinator/member"}},
 	// Commands read flags; what the lab runs in its hosts are commands too.
 	{"github.com/spf13/cobra/...", []string{"cmd/..."}},
-	{"flag", []string{"cmd/...", "e2e/workload/..."}},
+	{"flag", []string{"cmd/...", "e2e/bench", "e2e/workload/..."}},
 	// Libraries return, daemons log.
 	{"log/...", []string{"agent/...", "cmd/...", "coordinator/...", "e2e/..."}},
 	// The rest needs no system calls of its own.
