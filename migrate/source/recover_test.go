@@ -144,7 +144,7 @@ func TestAgentKilled(t *testing.T) {
 		if _, err := os.Stat(p.Group); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("group is left over: %v", err)
 		}
-		noScratch(t, v.pid)
+		noScratch(t, v.pid, p)
 	}
 	t.Logf("killed in these states: %v", states)
 	v.finish()
@@ -180,7 +180,7 @@ func killAgent(t *testing.T, job agentJob, after time.Duration) {
 	}
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	if err != nil || line != "start\n" {
-		t.Errorf("agent says %q (%v)", line, err)
+		t.Fatalf("agent says %q (%v)", line, err)
 	}
 	<-time.After(after)
 	if err := cmd.Process.Kill(); err != nil {
@@ -191,7 +191,7 @@ func killAgent(t *testing.T, job agentJob, after time.Duration) {
 }
 
 // noScratch checks that no executable memory of ours is left in a process.
-func noScratch(t *testing.T, pid int) {
+func noScratch(t *testing.T, pid int, p Plan) {
 	t.Helper()
 	vmas, err := procfs.Process{PID: pid}.Maps()
 	if err != nil {
@@ -199,7 +199,7 @@ func noScratch(t *testing.T, pid int) {
 	}
 	for _, m := range vmas {
 		if m.Prot == unix.PROT_READ|unix.PROT_EXEC && m.Name == "" {
-			t.Errorf("executable memory is left over at %#x", m.Start)
+			t.Errorf("executable memory is left over at %#x by plan %+v", m.Start, p)
 		}
 	}
 }

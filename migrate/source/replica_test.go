@@ -48,6 +48,7 @@ func (r *replica) listen(t testing.TB) (address string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { listener.Close() })
 	go func() {
 		defer close(r.ended)
 		defer listener.Close()

@@ -11,10 +11,8 @@ import (
 
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/freezer"
-	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/procfs"
 	"github.com/pagurus-project/pagurus/migrate/resource"
-	"github.com/pagurus-project/pagurus/parasite"
 )
 
 const (
@@ -24,6 +22,8 @@ const (
 	// not needed. It is asked again so often, for so long.
 	lockEvery = 5 * time.Millisecond
 	lockFor   = 3 * time.Second
+	// A thread that is found in the middle of a remote call gets so much time.
+	inScratchFor = 2 * time.Millisecond
 )
 
 // Resumed is how the process goes on at the source.
@@ -227,8 +227,22 @@ func (m *Migration) catch(ctx context.Context) error {
 	if err != nil || len(members) == 0 {
 		return err // it was never moved into the group
 	}
-	if err := m.stop(ctx); err != nil {
-		return err
+	for {
+		if err := m.stop(ctx); err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(m.processes, (*process).inScratch) {
+			break
+		}
+		// A thread still makes calls for the dead agent. It comes out by itself.
+		if err := m.release(); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("a thread does not return from a remote call: %w", context.Cause(ctx))
+		case <-time.After(inScratchFor):
+		}
 	}
 	for _, p := range m.processes {
 		if m.plan.Injecting {
@@ -265,6 +279,18 @@ func (p *process) closeUserfaultfds(ctx context.Context) error {
 	return nil
 }
 
+// inScratch reports whether a stopped thread is to go on in memory of ours.
+func (p *process) inScratch() bool {
+	if p.planned.Scratch == nil {
+		return false
+	}
+	ours := scratchRanges(p.planned.Scratch)
+	return slices.ContainsFunc(p.stopped.ThreadIDs(), func(tid int) bool {
+		regs := p.stopped.Thread(tid).Registers()
+		return ours[0].Start <= regs.Rip && regs.Rip < ours[0].End
+	})
+}
+
 // unmapScratch unmaps, inside the stopped process, memory of ours that another
 // agent has left there.
 func (p *process) unmapScratch(ctx context.Context) error {
@@ -275,22 +301,17 @@ func (p *process) unmapScratch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, ours := range []struct {
-		start, size uint64
-		prot        int
-	}{
-		{uint64(p.planned.Scratch.Code), image.PageSize, unix.PROT_READ | unix.PROT_EXEC},
-		{uint64(p.planned.Scratch.Data), parasite.ScratchBytes - image.PageSize, unix.PROT_READ | unix.PROT_WRITE},
-	} {
+	protections := []int{unix.PROT_READ | unix.PROT_EXEC, unix.PROT_READ | unix.PROT_WRITE}
+	for i, ours := range scratchRanges(p.planned.Scratch) {
 		// The kernel may have joined it with memory of the program's.
 		there := slices.ContainsFunc(vmas, func(v procfs.VMA) bool {
-			return v.Start <= ours.start && ours.start+ours.size <= v.End && v.Prot == ours.prot && !v.Shared && v.Name == ""
+			return v.Start <= ours.Start && ours.End <= v.End && v.Prot == protections[i] && !v.Shared && v.Name == ""
 		})
 		if !there {
 			continue
 		}
-		if _, err := p.leader().Syscall(ctx, unix.SYS_MUNMAP, uintptr(ours.start), uintptr(ours.size)); err != nil {
-			return fmt.Errorf("unmapping memory at %#x in process %d: %w", ours.start, p.pid, err)
+		if _, err := p.leader().Syscall(ctx, unix.SYS_MUNMAP, uintptr(ours.Start), uintptr(ours.Bytes())); err != nil {
+			return fmt.Errorf("unmapping memory at %#x in process %d: %w", ours.Start, p.pid, err)
 		}
 	}
 	return nil

@@ -70,6 +70,7 @@ func (v *victimSelf) await(order string) {
 func runVictim(kind string) {
 	v := &victimSelf{dir: os.Getenv(victimDir), begun: os.NewFile(3, "begun")}
 	closeInherited()
+	_, _ = os.ReadFile("/proc/self/stat") // has the runtime open all that it ever will
 	errs := make(chan error, 2)
 	waiting := make(chan struct{})
 	go func() { errs <- v.uninterrupted(func() { close(waiting) }) }()
@@ -161,6 +162,9 @@ func churn(v *victimSelf) error {
 	}
 	file, err := unix.Mmap(int(exe.Fd()), 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
 	if err != nil {
+		return err
+	}
+	if err := exe.Close(); err != nil {
 		return err
 	}
 	r := rand.New(rand.NewPCG(1, uint64(os.Getpid())))
