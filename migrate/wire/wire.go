@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 
 	"github.com/fxamacker/cbor/v2"
@@ -111,10 +112,11 @@ func (s *Signals) Empty() bool {
 
 // Bounds of what is decoded.
 const (
-	maxFrameBytes = 64 << 10
-	maxElements   = 1 << 22
-	siginfoBytes  = 128
-	maxPages      = 1 << 36 // of 4 KiB: the 48 bits of an address
+	maxFrameBytes  = 64 << 10
+	maxReasonBytes = 4 << 10
+	maxElements    = 1 << 22
+	siginfoBytes   = 128
+	maxPages       = 1 << 36 // of 4 KiB: the 48 bits of an address
 )
 
 var decMode = sync.OnceValue(func() cbor.DecMode {
@@ -148,8 +150,12 @@ func ReadHello(r io.Reader) (Hello, error) {
 	return h, nil
 }
 
-// WriteReply sends one reply.
-func WriteReply(w io.Writer, r Reply) error { return writeFrame(w, r) }
+// WriteReply sends one reply. A reason may hold the names of files, which are
+// any bytes, and be of any length; it is made to fit.
+func WriteReply(w io.Writer, r Reply) error {
+	r.Reason = strings.ToValidUTF8(r.Reason[:min(len(r.Reason), maxReasonBytes)], "?")
+	return writeFrame(w, r)
+}
 
 // ReadReply reads the next reply. It returns io.EOF where the destination has
 // closed its direction.
