@@ -165,7 +165,10 @@ func (s *Server) closeLast(what string, do func() error) {
 // the others are told that this server was not lost.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.stop()
-	errs := []error{s.http.Shutdown(ctx), s.log.TransferLeadership()}
+	// What the others are not told they find out by themselves, only later.
+	if err := errors.Join(s.http.Shutdown(ctx), s.log.TransferLeadership()); err != nil {
+		s.logger.Warn("not a polite shutdown", logline.KeyError, err)
+	}
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -175,9 +178,12 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	case <-stopped:
 	case <-ctx.Done():
 	}
-	errs = append(errs, s.group.Leave(ctx), s.Close())
+	if err := s.group.Leave(ctx); err != nil {
+		s.logger.Warn("not a polite shutdown", logline.KeyError, err)
+	}
+	err := s.Close()
 	<-stopped // Close has made an end of it
-	return errors.Join(errs...)
+	return err
 }
 
 // Close ends the server without a word to anybody, as a crash would.

@@ -163,7 +163,8 @@ func (a *Agent) connLocked(address string) (*grpc.ClientConn, error) {
 		grpc.WithTransportCredentials(credentials.NewTLS(a.credentials.Client(trust.AllowRoles(trust.RoleCoordinator)))),
 		// A coordinator that is back is to be noticed soon.
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, MaxDelay: 200 * time.Millisecond},
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, MaxDelay: 200 * time.Millisecond},
+			MinConnectTimeout: Patience,
 		}))
 	if err == nil {
 		a.conns[address] = conn

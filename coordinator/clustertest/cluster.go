@@ -5,13 +5,14 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -111,17 +112,27 @@ func Timing() scheduler.Timing {
 	return t
 }
 
-// reserve finds free ports, for TCP and UDP alike. They are below those that
-// systems give to outgoing connections, so that whoever comes back to one after
-// a while finds it free.
+// Ports are taken in turn, so that none is given to two, beginning where other
+// processes with such tests probably do not. They are below those that systems
+// give to outgoing connections: whoever comes back to one finds it free.
+const (
+	firstPort = 10_000
+	ports     = 22_000
+)
+
+var nextPort atomic.Uint32
+
+func init() { nextPort.Store(uint32(os.Getpid() * 1000 % ports)) }
+
+// reserve finds free ports, for TCP and UDP alike.
 func reserve(t testing.TB, n int) []uint16 {
 	t.Helper()
-	var ports []uint16
-	for range 1000 {
-		if len(ports) == n {
-			return ports
+	var found []uint16
+	for range ports {
+		if len(found) == n {
+			return found
 		}
-		port := uint16(10_000 + rand.IntN(22_000))
+		port := uint16(firstPort + nextPort.Add(1)%ports)
 		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port)))
 		l, err := net.Listen("tcp", address)
 		if err != nil {
@@ -133,7 +144,7 @@ func reserve(t testing.TB, n int) []uint16 {
 			continue
 		}
 		defer p.Close()
-		ports = append(ports, port)
+		found = append(found, port)
 	}
 	t.Fatal("there are no free ports")
 	return nil
