@@ -42,6 +42,7 @@ type Config struct {
 type Timing struct {
 	Repeat   time.Duration // between two reports of the same thing
 	Report   time.Duration // for one coordinator's answer to a report
+	Yield    time.Duration // at the destination, before a failure is reported: the source knows better why
 	Greeting time.Duration // for a page connection to say what it is about
 	Reserved time.Duration // for a reservation's page connection
 	Undo     time.Duration // for one try to resume, run, release or dispose
@@ -55,6 +56,7 @@ func DefaultTiming() Timing {
 	return Timing{
 		Repeat:   250 * time.Millisecond,
 		Report:   time.Second,
+		Yield:    time.Second,
 		Greeting: 5 * time.Second,
 		Reserved: 30 * time.Second,
 		Undo:     30 * time.Second,

@@ -37,7 +37,7 @@ var gossipKey = bytes.Repeat([]byte{7}, member.KeyBytes)
 // unless a test is about that.
 func testTiming() Timing {
 	t := DefaultTiming()
-	t.Repeat, t.RetryMin, t.RetryMax = 10*time.Millisecond, time.Millisecond, 10*time.Millisecond
+	t.Repeat, t.RetryMin, t.RetryMax, t.Yield = 10*time.Millisecond, time.Millisecond, 10*time.Millisecond, 0
 	return t
 }
 

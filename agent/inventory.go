@@ -20,15 +20,19 @@ var ownPrograms = []string{"migrate-agent", "migrate-coordinator"}
 
 // OwnDaemon reports whether a process is one of the project's daemons.
 func OwnDaemon(pid int) bool {
-	if pid == os.Getpid() {
-		return true
-	}
+	_, own := ownDaemon(pid)
+	return own
+}
+
+// ownDaemon names the program, too.
+func ownDaemon(pid int) (program string, own bool) {
 	exe, err := procfs.Process{PID: pid}.Link("exe")
 	if err != nil {
-		return false
+		return "", pid == os.Getpid()
 	}
 	exe, _ = procfs.CutDeleted(exe) // after an upgrade
-	return slices.Contains(ownPrograms, filepath.Base(exe))
+	program = filepath.Base(exe)
+	return program, pid == os.Getpid() || slices.Contains(ownPrograms, program)
 }
 
 // processes lists what could be moved from here. Whether a process can be in
@@ -158,8 +162,8 @@ func (a *Agent) glance(pid int, migration string) (look Inspection, ok bool) {
 	if len(look.Blockers) > 0 {
 		return look, false
 	}
-	if OwnDaemon(pid) {
-		block(migrate.CodeOwnDaemon, "start another one on the other host instead", "process %d (%s) is a daemon that carries out migrations", pid, status.Name)
+	if program, own := ownDaemon(pid); own {
+		block(migrate.CodeOwnDaemon, "start another one on the other host instead", "process %d (%s) is a daemon that carries out migrations", pid, program)
 	}
 	if busy := a.busy(pid, migration); busy != "" {
 		look.Blockers = append(look.Blockers, migrate.Busy(busy, host, pid))

@@ -189,6 +189,27 @@ func TestTargetGivesUp(t *testing.T) {
 	m.forget()
 }
 
+// TestSourceHasTheWord on why it failed: the destination waits with its own
+// report, unless there may be no later.
+func TestSourceHasTheWord(t *testing.T) {
+	m := newCluster(t, func(t *Timing) { t.Yield = time.Hour }).newMove("m1")
+	m.b.failing["prepare"] = 1
+	m.reserve()
+	m.start()
+	m.awaitEnded(m.a)
+	<-m.b.agent.all()[0].over
+	m.mustRunAt(m.a)
+	m.log.mu.Lock()
+	for _, r := range m.log.reports {
+		if r.GetHost() == "host-b" {
+			t.Errorf("the destination reports %v", r)
+		}
+	}
+	m.log.mu.Unlock()
+	m.b.stop()
+	m.awaitEnded(m.b)
+}
+
 func TestRehearsal(t *testing.T) {
 	m := newCluster(t).newMove("m1")
 	m.options = &migratev1.Options{Rehearse: true}

@@ -102,6 +102,9 @@ func (s *session) tell() codes.Code {
 	s.mu.Lock()
 	req := &migratev1.ReportRequest{Ref: s.refLocked(), Host: s.agent.config.Host}
 	switch {
+	case s.news.standing != nil && time.Now().Before(s.news.after) && s.agent.stopping.Err() == nil:
+		s.mu.Unlock()
+		return codes.OK
 	case s.news.standing != nil:
 		req.Event = s.news.standing.GetEvent()
 	case s.news.progress != nil:

@@ -52,6 +52,7 @@ type session struct {
 type news struct {
 	progress  *migratev1.ReportRequest_Progress // droppable: the latest counts
 	standing  *migratev1.ReportRequest          // to be repeated until there is a decision
+	after     time.Time                         // when standing is to be told first
 	interrupt context.CancelFunc                // of the report under way
 	wake      chan struct{}
 }
@@ -174,8 +175,12 @@ func (s *session) finish(how func(*entry)) {
 	s.trouble = nil
 	s.logger.Info("over", keyOutcome, string(s.entry.Outcome), keyReason, s.entry.Reason, "downtime_ms", s.entry.DowntimeMS)
 	close(s.over)
-	if !s.entry.Announced {
-		s.standingLocked(ended(&s.entry))
+	if s.entry.Announced {
+		return
+	}
+	s.standingLocked(ended(&s.entry))
+	if s.entry.Side == migrate.SideTarget {
+		s.news.after = time.Now().Add(s.agent.timing.Yield)
 	}
 }
 
