@@ -118,6 +118,8 @@ func (s *SoftDirty) readMapping(m *image.Mapping) (Changes, []Range, error) {
 			switch {
 			case entry&entryGuard != 0:
 				guards = push(guards, at, next)
+				// One that is removed leaves nothing, and is to be told as gone.
+				there = push(there, at, next)
 			case entry&(entryPresent|entrySwapped) == 0:
 			case copiesFile(m) && entry&entryFile != 0:
 				// The file's own page: the destination has it too.
@@ -135,6 +137,6 @@ func (s *SoftDirty) readMapping(m *image.Mapping) (Changes, []Range, error) {
 		c.Fresh = []Range{m.AddressRange}
 		return c, there, nil
 	}
-	c.Gone = subtract(subtract(clip(s.present, m.AddressRange), there), guards)
+	c.Gone = subtract(clip(s.present, m.AddressRange), there)
 	return c, there, nil
 }
