@@ -85,7 +85,7 @@ func (m *Migration) freeze(ctx context.Context, heard *replies, events Events, n
 	if err := heard.await(ctx, wire.Prepared, 0); err != nil {
 		return err
 	}
-	if s.pages == 0 || stats.Duration > 0 {
+	if !m.config.Options.Verify {
 		m.host.learn(time.Since(m.frozen) - stats.Duration)
 	}
 	return nil
@@ -201,7 +201,11 @@ func (m *Migration) targets() []*parasite.Process {
 // surveyFrozen looks for the last time. The layout is what the image says.
 func (m *Migration) surveyFrozen(ctx context.Context, n uint32) (*survey, error) {
 	layout := layoutOf(m.image, n)
-	s, err := m.look(ctx, layout, true)
+	at := time.Now()
+	if err := m.collect(ctx, layout, true); err != nil {
+		return nil, err
+	}
+	s, err := m.survey(ctx, layout, at, true)
 	if err != nil {
 		return nil, err
 	}

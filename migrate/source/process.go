@@ -31,6 +31,7 @@ type process struct {
 	stopped *parasite.Process // all threads, or nil
 	tracker dirty.Tracker
 
+	found  found           // by the tracker, in this round
 	layout []image.Mapping // as the destination knows them
 	guards ranges
 	sent   ranges // everything that was ever sent and may still be there

@@ -313,3 +313,28 @@ func (r *replica) compareObject(t testing.TB, index int, file *os.File) {
 		}
 	}
 }
+
+// shown is what a replica shows where the image maps it: of private mappings of
+// files, the files' own pages too.
+type shown struct{ *replica }
+
+func (s shown) Read(space pageserver.SpaceID, ranges []pageserver.Range, buf []byte) ([]pageserver.Range, error) {
+	for i := range s.image.Processes {
+		mem := &s.image.Processes[i].Memory
+		if space != pageserver.SpaceID(mem.Space) {
+			continue
+		}
+		for _, r := range ranges {
+			for page := range r.Pages {
+				at := (uint64(r.First) + page) * image.PageSize
+				m := mem.At(at)
+				if m == nil {
+					return nil, fmt.Errorf("nothing is mapped at %#x", at)
+				}
+				buf = buf[copy(buf, s.expect(mem, m, at)):]
+			}
+		}
+		return nil, nil
+	}
+	return s.memory.Read(space, ranges, buf)
+}

@@ -195,15 +195,16 @@ func (m *Migration) surveyRunning(ctx context.Context, n uint32) (*survey, error
 	for i, p := range m.processes {
 		m.memory.processes[pageserver.SpaceID(layout.Processes[i].Space)] = p
 	}
-	var s *survey
-	look := func() (err error) {
-		s, err = m.look(ctx, layout, false)
-		return err
-	}
+	at := time.Now()
+	collect := func() error { return m.collect(ctx, layout, false) }
 	if slices.ContainsFunc(m.processes, func(p *process) bool { return p.tracker.NeedsStop() }) {
-		err = m.standing(ctx, look)
+		err = m.standing(ctx, collect)
 	} else {
-		err = look()
+		err = collect()
+	}
+	var s *survey
+	if err == nil {
+		s, err = m.survey(ctx, layout, at, false)
 	}
 	if err != nil {
 		return nil, errors.Join(m.checkTree(), err)

@@ -276,7 +276,7 @@ func checkVerify(t testing.TB, r *replica) {
 	for i, d := range v.Digests {
 		theirs[i] = pageserver.Digest(d)
 	}
-	ours, err := pageserver.DigestChunks(t.Context(), &r.memory, runs, v.ChunkPages)
+	ours, err := pageserver.DigestChunks(t.Context(), shown{r}, runs, v.ChunkPages)
 	if err != nil {
 		t.Fatal(err)
 	}

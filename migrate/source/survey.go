@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/pagurus-project/pagurus/migrate/dirty"
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/pageserver"
 )
@@ -18,14 +19,38 @@ type survey struct {
 	at     time.Time // before the first page table was looked at
 }
 
-// look finds out what has changed since the round before, and puts into the
-// layout what the destination has to know beside the mappings themselves.
-func (m *Migration) look(ctx context.Context, layout *image.Layout, final bool) (*survey, error) {
-	s := &survey{layout: layout, at: time.Now()}
+// collect has the trackers look at the page tables: all that may have to be
+// done while the tree stands still.
+func (m *Migration) collect(ctx context.Context, layout *image.Layout, final bool) error {
+	for i, p := range m.processes {
+		tracked, places := trackedMappings(layout.Processes[i].Mappings)
+		find := p.tracker.Collect
+		if final {
+			find = p.tracker.Final
+		}
+		changes, err := find(ctx, tracked)
+		if err != nil {
+			return fmt.Errorf("looking for changed pages of process %d: %w", p.pid, err)
+		}
+		p.found = found{places, changes}
+	}
+	return nil
+}
+
+// found is what a tracker has found: changes of the mappings at places.
+type found struct {
+	places  []int
+	changes []dirty.Changes
+}
+
+// survey makes of what was collected what the round has to carry, and puts into
+// the layout what the destination has to know beside the mappings themselves.
+func (m *Migration) survey(ctx context.Context, layout *image.Layout, at time.Time, final bool) (*survey, error) {
+	s := &survey{layout: layout, at: at}
 	m.meetObjects()
 	written := make([]ranges, len(layout.Objects))
 	for i, p := range m.processes {
-		if err := p.look(ctx, s, &layout.Processes[i], written, final); err != nil {
+		if err := p.survey(s, &layout.Processes[i], written); err != nil {
 			return nil, fmt.Errorf("looking for changed pages of process %d: %w", p.pid, err)
 		}
 	}
@@ -57,7 +82,7 @@ func (m *Migration) meetObjects() {
 	}
 }
 
-// look adds the changes of one process's private memory to the survey, and
+// survey adds the changes of one process's private memory to the survey, and
 // those that were made through its mappings of objects to written.
 //
 // The mappings were read some time before the tracker looked at them, and the
@@ -65,19 +90,10 @@ func (m *Migration) meetObjects() {
 // from now on while the layout still describes the old one. In the next round
 // the destination finds that out by comparing layouts, and replaces it too. So
 // the same comparison is made here, and whatever is replaced there is sent.
-func (p *process) look(ctx context.Context, s *survey, state *image.ProcessState, written []ranges, final bool) error {
-	tracked, places := trackedMappings(state.Mappings)
-	find := p.tracker.Collect
-	if final {
-		find = p.tracker.Final
-	}
-	changes, err := find(ctx, tracked)
-	if err != nil {
-		return err
-	}
+func (p *process) survey(s *survey, state *image.ProcessState, written []ranges) error {
 	var content, void, gone, guards []image.AddressRange
-	for i := range changes {
-		c, mapping := &changes[i], &state.Mappings[places[i]]
+	for i, place := range p.found.places {
+		c, mapping := &p.found.changes[i], &state.Mappings[place]
 		mapping.Fresh = union(c.Fresh)
 		if mapping.Shared {
 			written[mapping.Object] = union(written[mapping.Object], offsets(mapping, c.Content))
