@@ -3,6 +3,7 @@ package coordinator
 import (
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -24,7 +25,7 @@ type conns struct {
 	group       *member.Group
 
 	mu   sync.Mutex
-	open map[trust.Identity]dialled
+	open map[trust.Identity]dialled // nil once they are closed
 }
 
 var _ scheduler.Agents = (*conns)(nil)
@@ -65,6 +66,9 @@ func (c *conns) to(id trust.Identity) (*grpc.ClientConn, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.open == nil {
+		return nil, fmt.Errorf("connecting to %s: %w", id, net.ErrClosed)
+	}
 	if d, ok := c.open[id]; ok {
 		if d.address == m.Meta.GRPC {
 			return d.conn, nil
@@ -104,6 +108,6 @@ func (c *conns) close() error {
 	for _, d := range c.open {
 		errs = append(errs, d.conn.Close())
 	}
-	clear(c.open)
+	c.open = nil
 	return errors.Join(errs...)
 }
