@@ -224,7 +224,7 @@ func TestRoundsStop(t *testing.T) {
 			r, events := newReplica(), &recorder{}
 			err := m.Run(t.Context(), r.connect(t), events)
 			if strict != errors.Is(err, ErrDowntime) || strict != (err != nil) {
-				t.Errorf("run ends with %v", err)
+				t.Fatalf("run ends with %v", err)
 			}
 			if strict != (events.frozen == 0) || r.rounds > 10 {
 				t.Errorf("%d times frozen after %d rounds", events.frozen, r.rounds)

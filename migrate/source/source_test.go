@@ -142,7 +142,11 @@ func (b before) untouched(t testing.TB, h *Host, pid int) {
 	}
 }
 
-func testName(t testing.TB) string { return strings.ReplaceAll(t.Name(), "/", "-") }
+// testName names migrations and so their control groups, apart from those of
+// other runs of the tests.
+func testName(t testing.TB) string {
+	return fmt.Sprintf("%s-%d", strings.ReplaceAll(t.Name(), "/", "-"), os.Getpid())
+}
 
 // start starts a migration of a victim.
 func start(t testing.TB, h *Host, pid int, o migrate.Options) *Migration {
