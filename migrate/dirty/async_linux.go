@@ -84,8 +84,16 @@ func (a *Async) Collect(ctx context.Context, mappings []image.Mapping) ([]Change
 	return all, a.recheckCopies(mappings, all)
 }
 
+// unwritable reports that nothing can ever be stored through a mapping: one of
+// a file or object that was opened for reading only or is sealed. The kernel
+// refuses to register it.
+func unwritable(m *image.Mapping) bool { return m.Shared && m.Flags&image.FlagMayWrite == 0 }
+
 func (a *Async) collect(m *image.Mapping) (Changes, error) {
 	c := Changes{}
+	if unwritable(m) {
+		return c, nil
+	}
 	again := scanArg{
 		flags:             scanCheckWPAsync | scanWPMatching,
 		categoryMask:      pageIsWritten,
@@ -187,6 +195,9 @@ func (a *Async) recheck(r Range, c *Changes) error {
 }
 
 func (a *Async) final(m *image.Mapping) (Changes, error) {
+	if unwritable(m) {
+		return Changes{}, nil
+	}
 	// Asked for this category alone, the kernel takes a fast path over page
 	// tables whose entries are all protected.
 	var written []Range

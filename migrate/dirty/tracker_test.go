@@ -320,7 +320,7 @@ func TestSharedMapping(t *testing.T) {
 		tracker := new(t)
 		memory := mmap(t, 64, readWrite, unix.MAP_SHARED|unix.MAP_ANONYMOUS, -1)
 		m := mapping(memory)
-		m.Shared, m.Backing = true, image.BackingObject
+		m.Shared, m.Backing, m.Flags = true, image.BackingObject, image.FlagMayWrite
 		fill(memory[:10*image.PageSize], 1)
 		r := newReplica(t, tracker)
 		r.collect(m)
@@ -335,6 +335,35 @@ func TestSharedMapping(t *testing.T) {
 		}
 		if !slices.Contains(got, 3) {
 			t.Errorf("page 3 is not among %v", got)
+		}
+	})
+}
+
+// Nothing can be stored through a mapping of a sealed object, and the kernel
+// refuses to track it.
+func TestSealedMapping(t *testing.T) {
+	forEachTracker(t, func(t *testing.T, new func(t *testing.T) Tracker) {
+		fd, err := unix.MemfdCreate("sealed", unix.MFD_ALLOW_SEALING|unix.MFD_CLOEXEC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		if _, err := unix.Write(fd, make([]byte, 2*image.PageSize)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_WRITE); err != nil {
+			t.Fatal(err)
+		}
+		m := mapping(mmap(t, 2, unix.PROT_READ, unix.MAP_SHARED, fd))
+		m.Shared, m.Backing = true, image.BackingObject
+		tracker := new(t)
+		for range 2 {
+			if _, err := tracker.Collect(t.Context(), []image.Mapping{m}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := tracker.Final(t.Context(), []image.Mapping{m}); err != nil {
+			t.Fatal(err)
 		}
 	})
 }

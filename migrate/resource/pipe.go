@@ -40,17 +40,33 @@ var pipeEnd = fileKind{
 		if err != nil {
 			return 0, err
 		}
-		end := ends[0]
+		which := 0
 		if f.Flags&unix.O_ACCMODE == unix.O_WRONLY {
-			end = ends[1]
+			which = 1
 		}
-		// A description of its own: several may exist of one end.
-		fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", end), f.Flags|unix.O_CLOEXEC, 0)
+		end := ends[which]
+		if used := (pipeUse{f.Pipe, which}); !r.pipesUsed[used] {
+			r.pipesUsed[used] = true
+			fd, err := unix.FcntlInt(uintptr(end), unix.F_DUPFD_CLOEXEC, 0)
+			if err != nil {
+				return 0, err
+			}
+			return fd, setStatusFlags(fd, f.Flags)
+		}
+		// Another description of the same end.
+		// Packet mode (O_DIRECT) can be set but not asked for at opening.
+		fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", end), f.Flags&^unix.O_DIRECT|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return 0, err
 		}
-		return fd, setAsync(fd, f.Flags)
+		return fd, setStatusFlags(fd, f.Flags)
 	},
+}
+
+// pipeUse is one end of a pipe.
+type pipeUse struct {
+	pipe image.Index
+	end  int
 }
 
 // pipeContent reads what is in a pipe and leaves it there: tee(2) makes

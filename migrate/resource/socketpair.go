@@ -222,6 +222,12 @@ func (r *ProcessRestore) makeSocketPairs() error {
 			return fmt.Errorf("filling a socket pair: %w", err)
 		}
 	}
+	// All queues are filled before any end is shut down.
+	for i := range r.Image.Sockets {
+		if err := r.finishSocket(i); err != nil {
+			return fmt.Errorf("setting up a socket pair: %w", err)
+		}
+	}
 	return nil
 }
 
@@ -255,7 +261,7 @@ func (r *ProcessRestore) makeSocketPair(index image.Index) error {
 	return runAll(r.Ctx, drop)
 }
 
-// fillSocket gives a socket its options and its queue, which its peer sends.
+// fillSocket gives a socket its queue, which its peer sends.
 func (r *ProcessRestore) fillSocket(index image.Index) error {
 	s := &r.Image.Sockets[index]
 	fd := r.sockets[index]
@@ -267,8 +273,7 @@ func (r *ProcessRestore) fillSocket(index image.Index) error {
 		return err
 	}
 	if len(s.Queue) > 0 {
-		// Room for all of it at once; the sender's own size is set below, or with
-		// its own turn.
+		// Room for all of it at once; the sender's own size is set at the end.
 		if err := unix.SetsockoptInt(peer, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 1<<30); err != nil {
 			return err
 		}
@@ -286,22 +291,21 @@ func (r *ProcessRestore) fillSocket(index image.Index) error {
 			return fmt.Errorf("%d of %d bytes: %w", n, len(m.Data), err)
 		}
 	}
+	return nil
+}
+
+// finishSocket gives a socket its options and shuts down what was shut down.
+func (r *ProcessRestore) finishSocket(index image.Index) error {
+	s, fd := &r.Image.Sockets[index], r.sockets[index]
 	if err := r.setSocketOptions(fd, s.Options); err != nil {
 		return err
 	}
-	if !lost {
-		if err := r.setSocketOptions(peer, r.Image.Sockets[s.Peer].Options); err != nil {
-			return err
-		}
-	}
-	if how, ok := map[int]int{1: unix.SHUT_RD, 2: unix.SHUT_WR, 3: unix.SHUT_RDWR}[s.Shutdown]; ok && !lost {
-		if err := unix.Shutdown(fd, how); err != nil {
-			return err
-		}
-	}
-	if lost {
+	if peer, lost := r.lostPeers[index]; lost {
 		delete(r.lostPeers, index)
 		return unix.Close(peer)
+	}
+	if how, ok := map[int]int{1: unix.SHUT_RD, 2: unix.SHUT_WR, 3: unix.SHUT_RDWR}[s.Shutdown]; ok {
+		return unix.Shutdown(fd, how)
 	}
 	return nil
 }

@@ -22,6 +22,7 @@ type TreeRestore struct {
 	// Descriptors of this process, by their place in the image.
 	files     map[image.Index]int
 	pipes     map[image.Index][2]int
+	pipesUsed map[pipeUse]bool // ends of which a description was given out
 	sockets   map[image.Index]int
 	lostPeers map[image.Index]int // other ends that nobody holds, of sockets whose queue is not filled yet
 }
@@ -31,7 +32,7 @@ type TreeRestore struct {
 func NewTreeRestore(m *image.Image, objects []*os.File) *TreeRestore {
 	return &TreeRestore{
 		Image: m, objects: objects,
-		files: make(map[image.Index]int), pipes: make(map[image.Index][2]int),
+		files: make(map[image.Index]int), pipes: make(map[image.Index][2]int), pipesUsed: make(map[pipeUse]bool),
 		sockets: make(map[image.Index]int), lostPeers: make(map[image.Index]int),
 	}
 }

@@ -125,11 +125,12 @@ func serveDestination() error {
 
 // A destination is such a process, seen from the test.
 type destination struct {
-	t     *testing.T
-	pages net.Conn
-	in    io.Writer
-	out   *json.Decoder
-	pid   int
+	t      *testing.T
+	pages  net.Conn
+	groups string
+	in     io.Writer
+	out    *json.Decoder
+	pid    int
 }
 
 func newDestination(t *testing.T) *destination {
@@ -175,7 +176,7 @@ func newDestination(t *testing.T) *destination {
 		_ = cmd.Wait() // killed
 		removeGroups(t, groups)
 	})
-	return &destination{t: t, pages: conn, in: in, out: json.NewDecoder(out), pid: cmd.Process.Pid}
+	return &destination{t: t, pages: conn, groups: groups, in: in, out: json.NewDecoder(out), pid: cmd.Process.Pid}
 }
 
 func removeGroups(t *testing.T, dir string) {
@@ -260,6 +261,9 @@ func move(t *testing.T, host *source.Host, pid int, options migrate.Options) *de
 		t.Fatal("starting:", err)
 	}
 	runErr := m.Run(ctx, d.pages, events{t})
+	if runErr != nil {
+		d.pages.Close()
+	}
 	a := d.answer()
 	if runErr != nil || a.Error != "" {
 		_, err := m.Resume(context.WithoutCancel(ctx))
