@@ -302,6 +302,7 @@ func TestTargetRestarts(t *testing.T) {
 // TestShutdown stops an agent in each state, as an upgrade does.
 func TestShutdown(t *testing.T) {
 	t.Run("source, before the promise", func(t *testing.T) {
+		t.Parallel() // most of it is waiting for gossip
 		for _, at := range []string{"freeze", "send"} {
 			m := newCluster(t).newMove("m1")
 			g := m.a.gate(at)
@@ -320,6 +321,7 @@ func TestShutdown(t *testing.T) {
 		}
 	})
 	t.Run("source, promised", func(t *testing.T) {
+		t.Parallel() // most of it is waiting for gossip
 		m := newCluster(t).newMove("m1")
 		m.reserve()
 		m.start()
@@ -334,6 +336,7 @@ func TestShutdown(t *testing.T) {
 		m.forget()
 	})
 	t.Run("destination, before it is prepared", func(t *testing.T) {
+		t.Parallel() // most of it is waiting for gossip
 		for _, connected := range []bool{false, true} {
 			m := newCluster(t).newMove("m1")
 			m.reserve()
@@ -351,6 +354,7 @@ func TestShutdown(t *testing.T) {
 		}
 	})
 	t.Run("destination, prepared", func(t *testing.T) {
+		t.Parallel() // most of it is waiting for gossip
 		m := newCluster(t).newMove("m1")
 		m.reserve()
 		m.start()
@@ -365,6 +369,7 @@ func TestShutdown(t *testing.T) {
 		m.forget()
 	})
 	t.Run("destination, running", func(t *testing.T) {
+		t.Parallel() // most of it is waiting for gossip
 		m := newCluster(t).newMove("m1")
 		m.reserve()
 		m.start()
@@ -379,6 +384,7 @@ func TestShutdown(t *testing.T) {
 		m.forget()
 	})
 	t.Run("no coordinator", func(t *testing.T) {
+		t.Parallel() // most of it is waiting for gossip
 		m := newCluster(t, func(t *Timing) { t.Report /= 10 }).newMove("m1")
 		g := m.a.gate("send")
 		m.reserve()
