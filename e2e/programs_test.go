@@ -45,9 +45,7 @@ func TestPrograms(t *testing.T) {
 	} {
 		t.Run(p.name, func(t *testing.T) {
 			if p.needs != "" {
-				if _, err := exec.LookPath(p.needs); err != nil {
-					t.Skipf("there is no %s on this machine", p.needs)
-				}
+				need(t, p.needs)
 			}
 			if p.needs == "javac" {
 				compileJava(t)
@@ -61,6 +59,14 @@ func TestPrograms(t *testing.T) {
 			}
 			content(ctx, t, process)
 		})
+	}
+}
+
+// need skips a test for which a program is missing.
+func need(t *testing.T, program string) {
+	t.Helper()
+	if _, err := exec.LookPath(program); err != nil {
+		t.Skipf("there is no %s on this machine", program)
 	}
 }
 

@@ -17,7 +17,7 @@ late, which is an error.`,
 		Example: "  migratectl cancel 01jd2k4x",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, _, err := s.client()
+			client, _, err := s.client(cmd.Context())
 			if err != nil {
 				return err
 			}

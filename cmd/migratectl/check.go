@@ -29,7 +29,7 @@ Exit code 0 means that it can move, 2 that it cannot.`,
 			if req.PID, err = parsePID(args[0]); err != nil {
 				return err
 			}
-			client, target, err := s.client()
+			client, target, err := s.client(cmd.Context())
 			if err != nil {
 				return err
 			}

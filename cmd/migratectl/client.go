@@ -2,9 +2,9 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,11 +18,11 @@ import (
 // defaultTLS is where an operator's certificate lies if nothing else is said.
 const defaultTLS = "/etc/pagurus"
 
-// dialPatience is for a socket on the same machine: it answers or it does not.
-const dialPatience = 2 * time.Second
+// socketPatience is for one of several sockets on the same machine.
+const socketPatience = 2 * time.Second
 
 // client connects to a coordinator; the caller closes it.
-func (s *settings) client() (*api.Client, target, error) {
+func (s *settings) client(ctx context.Context) (*api.Client, target, error) {
 	t, err := s.target(lab.AgentSocket)
 	if err != nil {
 		return nil, t, err
@@ -30,7 +30,7 @@ func (s *settings) client() (*api.Client, target, error) {
 	config := api.Config{Patience: s.patience}
 	switch {
 	case t.server == "":
-		config.Socket, err = firstThatAnswers(t.sockets)
+		config.Socket, err = firstThatAnswers(ctx, t.sockets)
 	case strings.HasPrefix(t.server, "/"):
 		config.Socket = t.server
 	default:
@@ -44,17 +44,39 @@ func (s *settings) client() (*api.Client, target, error) {
 	return c, t, err
 }
 
-// firstThatAnswers is one of several sockets that lead to the same place.
-func firstThatAnswers(sockets []string) (string, error) {
+// firstThatAnswers is one of several sockets that lead to the same place. Each
+// is an agent's: one may be down, or hang, while others serve.
+func firstThatAnswers(ctx context.Context, sockets []string) (string, error) {
+	if len(sockets) == 1 {
+		return sockets[0], nil
+	}
 	var failed []error
 	for _, path := range sockets {
-		c, err := net.DialTimeout("unix", path, dialPatience)
+		err := answers(ctx, path)
 		if err == nil {
-			return path, c.Close()
+			return path, nil
+		}
+		if ctx.Err() != nil {
+			return "", ctx.Err()
 		}
 		failed = append(failed, err)
 	}
-	return "", fmt.Errorf("no agent answers, see that one runs on this host: %w", errors.Join(failed...))
+	return "", fmt.Errorf("no agent answers: %w", errors.Join(failed...))
+}
+
+// answers reports whether a coordinator can be asked by way of a socket.
+func answers(ctx context.Context, path string) error {
+	client, err := api.NewClient(api.Config{Socket: path, Patience: socketPatience})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(ctx, socketPatience)
+	defer cancel()
+	if _, err := client.Status(ctx); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
 }
 
 // files are the caller's certificate, its key and the authority to trust.

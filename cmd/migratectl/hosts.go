@@ -16,7 +16,7 @@ func newHosts(s *settings) *cobra.Command {
 		Short: "List hosts, with what they have and what they do",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, _, err := s.client()
+			client, _, err := s.client(cmd.Context())
 			if err != nil {
 				return err
 			}

@@ -26,7 +26,7 @@ func newMigrations(s *settings) *cobra.Command {
 			if wanted != "" && !wanted.Valid() {
 				return fmt.Errorf("%q is not a state of a migration, as DONE, ABORTED or PRECOPY are", state)
 			}
-			client, _, err := s.client()
+			client, _, err := s.client(cmd.Context())
 			if err != nil {
 				return err
 			}

@@ -57,7 +57,7 @@ Ctrl-C cancels the move. A second Ctrl-C leaves it to the coordinator.`,
 			if err := o.Validate(); err != nil {
 				return err
 			}
-			client, target, err := s.client()
+			client, target, err := s.client(cmd.Context())
 			if err != nil {
 				return err
 			}

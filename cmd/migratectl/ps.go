@@ -21,7 +21,7 @@ stands in its way: see "migratectl check".`,
   migratectl ps --host host-a`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, _, err := s.client()
+			client, _, err := s.client(cmd.Context())
 			if err != nil {
 				return err
 			}

@@ -17,7 +17,7 @@ func newShow(s *settings) *cobra.Command {
 		Example: "  migratectl show 01jd2k4x --json",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, _, err := s.client()
+			client, _, err := s.client(cmd.Context())
 			if err != nil {
 				return err
 			}

@@ -24,7 +24,7 @@ that something has changed.`,
   migratectl watch 01jd2k4x --json | jq .progress.dirty_rate_bytes`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, _, err := s.client()
+			client, _, err := s.client(cmd.Context())
 			if err != nil {
 				return err
 			}

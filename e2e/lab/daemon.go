@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"fmt"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -32,7 +33,10 @@ func (d *Daemon) Start(ctx context.Context) error {
 }
 
 // Kill kills the daemon with SIGKILL. It is started again 200 ms later.
-func (d *Daemon) Kill(ctx context.Context) error {
+func (d *Daemon) Kill(ctx context.Context) error { return d.Signal(ctx, unix.SIGKILL) }
+
+// Signal sends the daemon a signal.
+func (d *Daemon) Signal(ctx context.Context, signal syscall.Signal) error {
 	pid, err := d.PID(ctx)
 	if err != nil {
 		return err
@@ -40,7 +44,7 @@ func (d *Daemon) Kill(ctx context.Context) error {
 	if pid == 0 {
 		return fmt.Errorf("%s of %s does not run", d.name, d.host.Name())
 	}
-	return d.host.Kill(ctx, pid, unix.SIGKILL)
+	return d.host.Kill(ctx, pid, signal)
 }
 
 // PID is the daemon's process, as seen on its host, or 0 while it has none.

@@ -31,7 +31,7 @@ type Process struct {
 }
 
 // pollInterval is how often something is looked at that tells nobody when it changes.
-const pollInterval = 5 * time.Millisecond
+const pollInterval = time.Millisecond
 
 // Start starts a program and waits until it has printed a line that begins with
 // "ready". Of its arguments, $ASK is replaced by the path of questions to it,
