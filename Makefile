@@ -8,7 +8,7 @@ COMMANDS := migratectl migrate-agent migrate-coordinator
 # under the race detector where there is a C compiler for it. The tests of the
 # others stop processes, join control groups and bring labs up: one package
 # after the other.
-PURE := . ./coordinator/... ./migrate ./migrate/image ./migrate/wire ./pageserver/... ./trust
+PURE := . ./agent ./coordinator/... ./migrate ./migrate/image ./migrate/wire ./pageserver/... ./trust
 REST  = $(filter-out $(shell $(GO) list $(PURE)),$(shell $(GO) list ./...))
 
 export CGO_ENABLED ?= 0
@@ -34,13 +34,24 @@ test-vm: ## the tests on Debian's own kernel in qemu: the soft-dirty tracker, an
 	$(GO) test -v -count=1 -timeout 20m ./e2e/vm
 
 .PHONY: demo
-demo: build ## three hosts in this machine and a process that moves between them (root)
+demo: ## three hosts in this machine and a process that moves between them (root)
 	$(GO) run ./e2e/demo
 
 .PHONY: bench
-bench: build ## downtime over resident size (root), page stream against memory copy and raw TCP
+bench: ## downtime over resident size (root), page stream against memory copy and raw TCP
 	$(GO) run ./e2e/bench
 	$(GO) test -run '^$$' -bench . ./pageserver
+
+# How often the two below repeat their tests.
+ROUNDS ?= 10
+
+.PHONY: soak
+soak: ## real programs back and forth, ROUNDS times (root)
+	$(GO) test -count=$(ROUNDS) -timeout 0 -run '^(TestPrograms|TestRehearsals)$$' ./e2e
+
+.PHONY: chaos
+chaos: ## agents and leaders killed at instants that nobody chose, ROUNDS times (root)
+	$(GO) test -count=$(ROUNDS) -timeout 0 -run '^TestKillsAtRandom$$' ./e2e
 
 .PHONY: generate
 generate: ## the Go code of the .proto files

@@ -69,6 +69,9 @@ func boot() error {
 			return err
 		}
 	}
+	if err := loopbackUp(); err != nil {
+		return fmt.Errorf("setting the loopback interface up: %w", err)
+	}
 	port, err := os.OpenFile("/dev/ttyS1", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		return err
@@ -94,6 +97,20 @@ func boot() error {
 			return nil
 		}
 	}
+}
+
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	request, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	request.SetUint16(unix.IFF_UP)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request)
 }
 
 // runPlan loads the modules and runs the programs.
