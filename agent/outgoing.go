@@ -108,10 +108,13 @@ func (o *outgoing) dial(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, o.agent.timing.Greeting)
 	defer cancel()
 	peer := o.is().Peer
-	dialer := tls.Dialer{Config: o.agent.config.Credentials.Client(trust.AllowOnly(trust.Identity{Role: trust.RoleAgent, Name: peer}))}
-	conn, err := dialer.DialContext(ctx, "tcp", o.pageAddress)
+	config := pageTLS(o.agent.config.Credentials.Client(trust.AllowOnly(trust.Identity{Role: trust.RoleAgent, Name: peer})))
+	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", o.pageAddress)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to %s for its pages: %w", peer, err)
+	}
+	if err := limitSilence(conn.(*tls.Conn).NetConn()); err != nil {
+		return nil, errors.Join(err, conn.Close())
 	}
 	return conn, nil
 }

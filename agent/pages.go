@@ -22,9 +22,16 @@ const (
 	maxGreetings = 64
 )
 
+// pageTLS is the configuration of page connections: of long records from the
+// start, since nobody waits for the first bytes of a page.
+func pageTLS(c *tls.Config) *tls.Config {
+	c.DynamicRecordSizingDisabled = true
+	return c
+}
+
 // servePages takes page connections.
 func (a *Agent) servePages(l net.Listener) {
-	config := a.config.Credentials.Server(trust.AllowRoles(trust.RoleAgent))
+	config := pageTLS(a.config.Credentials.Server(trust.AllowRoles(trust.RoleAgent)))
 	slots := make(chan struct{}, maxGreetings)
 	a.running.Go(func() {
 		for n := 0; ; {
@@ -67,6 +74,9 @@ func (a *Agent) greet(conn *tls.Conn) error {
 	ctx, cancel := context.WithTimeout(a.alive, a.timing.Greeting)
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
+		return err
+	}
+	if err := limitSilence(conn.NetConn()); err != nil {
 		return err
 	}
 	// Closing ends what reads from it; the deadline is for the silent ones.

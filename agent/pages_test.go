@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -108,6 +109,40 @@ func TestPageConnection(t *testing.T) {
 	m.dispose()
 	m.mustRunAt(m.b)
 	m.forget()
+}
+
+func TestLimitSilence(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := limitSilence(conn); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) {
+		ms, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT)
+		if err != nil || time.Duration(ms)*time.Millisecond != pageSilence {
+			t.Errorf("the kernel waits for %d ms, %v", ms, err)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := net.Pipe()
+	defer ours.Close()
+	defer theirs.Close()
+	if err := limitSilence(ours); err == nil {
+		t.Error("a pipe has been limited")
+	}
 }
 
 // TestOrdersComeFromCoordinators alone.

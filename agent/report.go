@@ -191,7 +191,7 @@ func (s *session) unheard(ctx context.Context, err error) codes.Code {
 	if ctx.Err() != nil {
 		return code // overtaken by something newer
 	}
-	s.logger.Warn("reporting", keyError, err)
+	loud := s.complain(err)
 	if code != codes.NotFound {
 		return code
 	}
@@ -204,11 +204,30 @@ func (s *session) unheard(ctx context.Context, err error) codes.Code {
 	case phaseRunning, phaseReserved:
 		s.hear(migrate.DecisionAbort, "the coordinators' log holds no such migration")
 	default:
+		if !loud {
+			break
+		}
 		// It may have held one, and said COMMIT. Only a person can tell.
 		s.logger.Error("the process stays frozen: its migration is not in the coordinators' log, so it cannot be known "+
 			"whether the other host runs it", keyPhase, string(e.Phase), keyHost, e.Peer)
 	}
 	return code
+}
+
+// complainEvery keeps an outage of hours from filling the log.
+const complainEvery = 10 * time.Second
+
+// complain logs a report that failed, unless it has just failed the same way,
+// and reports whether it did. It is called by the session's reporting goroutine
+// alone.
+func (s *session) complain(err error) bool {
+	code, now := status.Code(err), time.Now()
+	if code == s.complained.code && now.Sub(s.complained.at) < complainEvery {
+		return false
+	}
+	s.complained.code, s.complained.at = code, now
+	s.logger.Warn("reporting", keyError, err)
+	return true
 }
 
 var errAborted = errors.New("the coordinators' log says that it is aborted")

@@ -31,6 +31,11 @@ type session struct {
 	over      chan struct{} // closed once it is over
 	dropped   chan struct{} // closed when it is forgotten
 
+	complained struct { // last, of reports that failed
+		code codes.Code
+		at   time.Time
+	}
+
 	mu       sync.Mutex
 	entry    entry // as the journal has it
 	decision migrate.Decision
