@@ -26,7 +26,7 @@
 //	                 group      threads          agent dies
 //	pre-copy         thawed     run              it runs on
 //	stop             frozen     being seized     frozen, Recover and Resume
-//	dump             thawed     ptrace-stopped   it runs on; Resume unmaps what was left in it
+//	dump             thawed     ptrace-stopped   it runs on; Resume takes out what was left in it
 //	last round       frozen     ptrace-stopped   frozen, Recover and Resume
 //
 // # Threads

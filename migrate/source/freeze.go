@@ -47,6 +47,7 @@ func (m *Migration) freeze(ctx context.Context, heard *replies, events Events, n
 	if err := m.stop(ctx); err != nil {
 		return errors.Join(m.checkTree(), err)
 	}
+	m.still = true
 	events.Frozen()
 	if err := m.checkTree(); err != nil {
 		return err
@@ -261,7 +262,7 @@ func (m *Migration) sendState(ctx context.Context) error {
 // unfreeze lets the process go on after a freeze that is to be tried again.
 // Nothing but the dump has been tried.
 func (m *Migration) unfreeze() error {
-	m.frozen = time.Time{}
+	m.frozen, m.still = time.Time{}, false
 	m.plan = m.plan.settled()
 	if err := m.save(); err != nil {
 		return err

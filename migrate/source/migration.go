@@ -84,6 +84,7 @@ type Migration struct {
 
 	image    *image.Image // taken at the freeze
 	frozen   time.Time    // when the first thread was stopped for good; zero: none was
+	still    bool         // all threads were
 	promised bool
 	over     bool // resumed or disposed of
 	resumed  Resumed

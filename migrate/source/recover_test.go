@@ -112,6 +112,7 @@ func TestAgentKilled(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	states := make(map[string]int)
+	executable := countExecutable(t, v.pid)
 	for i := range 15 {
 		plan := filepath.Join(t.TempDir(), "plan")
 		job := agentJob{Migration: fmt.Sprintf("%s-%d", testName(t), i), PID: v.pid, Plan: plan, Rehearse: i%3 == 0}
@@ -144,7 +145,13 @@ func TestAgentKilled(t *testing.T) {
 		if _, err := os.Stat(p.Group); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("group is left over: %v", err)
 		}
-		noScratch(t, v.pid, p)
+		now := countExecutable(t, v.pid)
+		// Between the mapping of memory for remote calls and its note in the plan
+		// there is a moment in which nobody knows of it.
+		if noted := p.FrozenAt == 0 || p.Processes[0].Scratch != nil; now > executable && noted {
+			t.Errorf("executable memory is left over by plan %+v", p)
+		}
+		executable = now
 	}
 	t.Logf("killed in these states: %v", states)
 	v.finish()
@@ -190,8 +197,8 @@ func killAgent(t *testing.T, job agentJob, after time.Duration) {
 	<-r.ended
 }
 
-// noScratch checks that no executable memory of ours is left in a process.
-func noScratch(t *testing.T, pid int, p Plan) {
+// countExecutable counts mappings like those that remote calls are made from.
+func countExecutable(t *testing.T, pid int) (n int) {
 	t.Helper()
 	vmas, err := procfs.Process{PID: pid}.Maps()
 	if err != nil {
@@ -199,9 +206,10 @@ func noScratch(t *testing.T, pid int, p Plan) {
 	}
 	for _, m := range vmas {
 		if m.Prot == unix.PROT_READ|unix.PROT_EXEC && m.Name == "" {
-			t.Errorf("executable memory is left over at %#x by plan %+v", m.Start, p)
+			n++
 		}
 	}
+	return n
 }
 
 // A victim whose frozen copy an agent has left behind after the promise can be

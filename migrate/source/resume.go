@@ -11,6 +11,7 @@ import (
 
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/freezer"
+	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/procfs"
 	"github.com/pagurus-project/pagurus/migrate/resource"
 )
@@ -22,8 +23,10 @@ const (
 	// not needed. It is asked again so often, for so long.
 	lockEvery = 5 * time.Millisecond
 	lockFor   = 3 * time.Second
-	// A thread that is found in the middle of a remote call gets so much time.
-	inScratchFor = 2 * time.Millisecond
+	// A thread that is found in the middle of a remote call gets so much time,
+	// and if that is not sure, so often.
+	inCallFor    = 2 * time.Millisecond
+	perhapsTries = 25
 )
 
 // Resumed is how the process goes on at the source.
@@ -71,7 +74,7 @@ func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 	// That a process was killed shows when its tracer has let go of all threads.
 	if killed := m.killed(); !killed {
 		errs = append(errs, lockErr)
-	} else if frozenAt != 0 {
+	} else if m.still || m.recovered && frozenAt != 0 {
 		m.resumed.KilledAtSource = true
 	}
 	if frozenAt != 0 {
@@ -227,22 +230,8 @@ func (m *Migration) catch(ctx context.Context) error {
 	if err != nil || len(members) == 0 {
 		return err // it was never moved into the group
 	}
-	for {
-		if err := m.stop(ctx); err != nil {
-			return err
-		}
-		if !slices.ContainsFunc(m.processes, (*process).inScratch) {
-			break
-		}
-		// A thread still makes calls for the dead agent. It comes out by itself.
-		if err := m.release(); err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("a thread does not return from a remote call: %w", context.Cause(ctx))
-		case <-time.After(inScratchFor):
-		}
+	if err := m.stopOutside(ctx); err != nil {
+		return err
 	}
 	for _, p := range m.processes {
 		if m.plan.Injecting {
@@ -253,6 +242,64 @@ func (m *Migration) catch(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// stopOutside stops the tree when none of its threads is in the middle of a
+// remote call: one that the dead agent has begun is still carried out, and
+// could make what is about to be looked for.
+func (m *Migration) stopOutside(ctx context.Context) error {
+	for try := 0; ; try++ {
+		if err := m.stop(ctx); err != nil {
+			return err
+		}
+		inCall, err := m.inCall()
+		if err != nil {
+			return err
+		}
+		// A program may also block all signals for reasons of its own.
+		if inCall == certainlyNot || inCall == perhaps && try >= perhapsTries {
+			return nil
+		}
+		if err := m.release(); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("a thread does not return from a remote call: %w", context.Cause(ctx))
+		case <-time.After(inCallFor):
+		}
+	}
+}
+
+// How sure it is that a thread is in the middle of a remote call.
+const (
+	certainlyNot = iota
+	perhaps      // it blocks all signals, as remote calls do
+	certainly    // its next instruction is in memory of ours
+)
+
+func (m *Migration) inCall() (int, error) {
+	const unblockable = 1<<(unix.SIGKILL-1) | 1<<(unix.SIGSTOP-1)
+	found := certainlyNot
+	for _, p := range m.processes {
+		for _, tid := range p.stopped.ThreadIDs() {
+			thread := p.stopped.Thread(tid)
+			if s := p.planned.Scratch; s != nil {
+				regs := thread.Registers()
+				if at := regs.Rip - uint64(s.Code); at < image.PageSize {
+					return certainly, nil
+				}
+			}
+			mask, err := thread.SignalMask()
+			if err != nil {
+				return found, err
+			}
+			if mask|unblockable == ^uint64(0) {
+				found = perhaps
+			}
+		}
+	}
+	return found, nil
 }
 
 // mends reports whether something may have to be mended inside the processes.
@@ -277,18 +324,6 @@ func (p *process) closeUserfaultfds(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// inScratch reports whether a stopped thread is to go on in memory of ours.
-func (p *process) inScratch() bool {
-	if p.planned.Scratch == nil {
-		return false
-	}
-	ours := scratchRanges(p.planned.Scratch)
-	return slices.ContainsFunc(p.stopped.ThreadIDs(), func(tid int) bool {
-		regs := p.stopped.Thread(tid).Registers()
-		return ours[0].Start <= regs.Rip && regs.Rip < ours[0].End
-	})
 }
 
 // unmapScratch unmaps, inside the stopped process, memory of ours that another

@@ -145,7 +145,7 @@ func churn(v *victimSelf) error {
 	memory := mapped(region, unix.PROT_READ|unix.PROT_WRITE, anonymous)
 	hidden := mapped(256<<10, unix.PROT_NONE, anonymous)
 	shared := mapped(2<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
-	fd, err := unix.MemfdCreate("victim", 0)
+	fd, err := unix.MemfdCreate(fmt.Sprintf("victim %d", os.Getpid()), 0)
 	if err != nil {
 		return err
 	}
