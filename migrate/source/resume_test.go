@@ -230,7 +230,7 @@ func TestRoundsStop(t *testing.T) {
 			if strict != errors.Is(err, ErrDowntime) || strict != (err != nil) {
 				t.Fatalf("run ends with %v", err)
 			}
-			if strict != (events.frozen == 0) || r.rounds > 10 {
+			if strict != (events.frozen == 0) || r.rounds >= migrate.DefaultMaxRounds {
 				t.Errorf("%d times frozen after %d rounds", events.frozen, r.rounds)
 			}
 			if !strict {
