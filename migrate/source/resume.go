@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -51,10 +52,13 @@ func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
+	// The destination lets go of what it has, file locks too. Closing can take
+	// seconds if it does not listen (TLS says goodbye), and the process waits.
+	var closing sync.WaitGroup
 	if m.conn != nil {
-		// The destination lets go of what it has, file locks too.
-		_ = m.conn.Close()
+		closing.Go(func() { _ = m.conn.Close() })
 	}
+	defer closing.Wait()
 	frozenAt := m.plan.FrozenAt
 	var errs []error
 	start := time.Now()
