@@ -204,14 +204,19 @@ func (g Group) Remove(ctx context.Context) error {
 // notThere reports that a group does not exist, or not any more.
 func notThere(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 
-// The kernel reports every change of cgroup.events, but nothing reports that a
-// context has ended.
-const lookAgain = 50 * time.Millisecond
+// How long to wait for a report before looking by ourselves: the kernel reports
+// changes of cgroup.events at most every ten milliseconds
+// (CGROUP_FILE_NOTIFY_MIN_INTV, kernel/cgroup/cgroup.c), which is long for a
+// freeze, and nothing reports that a context has ended.
+const (
+	lookFirst = 20 * time.Microsecond
+	lookLast  = 10 * time.Millisecond
+)
 
 // await waits until cgroup.events has a line.
 func (g Group) await(ctx context.Context, events *os.File, line string) error {
 	content := make([]byte, 256)
-	for {
+	for wait := lookFirst; ; wait = min(wait+wait/4, lookLast) {
 		n, err := events.ReadAt(content, 0)
 		if n == 0 {
 			return fmt.Errorf("reading %s: %w", events.Name(), err)
@@ -223,7 +228,8 @@ func (g Group) await(ctx context.Context, events *os.File, line string) error {
 			return fmt.Errorf("%s did not come to say %q: %w", events.Name(), line, context.Cause(ctx))
 		}
 		poll := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}}
-		if _, err := unix.Poll(poll, int(lookAgain.Milliseconds())); err != nil && !errors.Is(err, unix.EINTR) {
+		timeout := unix.NsecToTimespec(int64(wait))
+		if _, err := unix.Ppoll(poll, &timeout, nil); err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("waiting for %s: %w", events.Name(), err)
 		}
 	}
