@@ -193,7 +193,12 @@ func (m *Migration) surveyRunning(ctx context.Context, n uint32) (*survey, error
 		return nil, errors.Join(m.checkTree(), err)
 	}
 	for i, p := range m.processes {
-		m.memory.processes[pageserver.SpaceID(layout.Processes[i].Space)] = p
+		state := &layout.Processes[i]
+		m.memory.processes[pageserver.SpaceID(state.Space)] = p
+		// Shared memory with nothing behind it was unmapped while it was looked at.
+		state.Mappings = slices.DeleteFunc(state.Mappings, func(mapping image.Mapping) bool {
+			return mapping.Shared && mapping.Backing == image.BackingAnonymous
+		})
 	}
 	at := time.Now()
 	collect := func() error { return m.collect(ctx, layout, false) }
