@@ -36,9 +36,12 @@ type Host struct {
 	fixed atomic.Int64 // what a freeze costs beside its pages, as learned; nanoseconds
 }
 
-// fixedAtFirst is what a freeze is taken to cost beside its pages before one
-// has been seen.
-const fixedAtFirst = 5 * time.Millisecond
+// What a freeze is taken to cost beside its pages: before one has been seen,
+// and at most. One slow freeze must not keep all later ones from being tried.
+const (
+	fixedAtFirst = 5 * time.Millisecond
+	fixedAtMost  = 20 * time.Millisecond
+)
 
 // New looks at the machine. Its error says what the machine lacks.
 func New(ctx context.Context, config HostConfig) (*Host, error) {
@@ -73,7 +76,7 @@ func (h *Host) newDump(allowDegraded bool) *resource.TreeDump {
 // learn remembers what a freeze has cost beside its pages: half of what is new,
 // half of what was known.
 func (h *Host) learn(fixed time.Duration) {
-	h.fixed.Store((h.fixed.Load() + int64(fixed)) / 2)
+	h.fixed.Store(min((h.fixed.Load()+int64(fixed))/2, int64(fixedAtMost)))
 }
 
 // ErrProcess says that the migration failed by what the process did itself: it

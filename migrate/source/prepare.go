@@ -36,7 +36,7 @@ func (m *Migration) enclose() error {
 
 // A process that does not stand still within this time sleeps uninterruptibly
 // in the kernel.
-const standTimeout = 5 * time.Second
+const standTimeout = 2 * time.Second
 
 // stop stops all threads of the tree so that they do not notice. They are
 // frozen while they are being stopped: should we die before the system calls

@@ -362,3 +362,42 @@ func TestKilledAtSource(t *testing.T) {
 		t.Errorf("group is left over: %v", err)
 	}
 }
+
+// A process that was stopped by a signal stays so.
+func TestJobStopped(t *testing.T) {
+	h := newHost(t)
+	v := startVictim(t, "idle")
+	state := func() byte {
+		stat, err := procfs.Process{PID: v.pid}.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stat.State
+	}
+	if err := unix.Kill(v.pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	var status unix.WaitStatus
+	if _, err := unix.Wait4(v.pid, &status, unix.WUNTRACED, nil); err != nil || !status.Stopped() {
+		t.Fatalf("status %#x, %v", status, err)
+	}
+	m := start(t, h, v.pid, migrate.Options{Rehearse: true})
+	r := newReplica()
+	if err := m.Run(t.Context(), r.connect(t), &recorder{}); err != nil {
+		t.Fatal(err)
+	}
+	if !r.image.Processes[0].JobStopped {
+		t.Error("the image says that the process was running")
+	}
+	if _, err := m.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// The signal that was sent last decides; the process cannot have run on.
+	if s := state(); s != 'T' && s != 't' {
+		t.Errorf("state %c instead of T", s)
+	}
+	if err := unix.Kill(v.pid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	v.finish()
+}
