@@ -166,6 +166,22 @@ func (l *log) await(t *testing.T, n int, what string, wanted func(*migratev1.Rep
 	}
 }
 
+// awaitTwice waits until two reports are wanted.
+func (l *log) awaitTwice(t *testing.T, what string, wanted func(*migratev1.ReportRequest) bool) {
+	t.Helper()
+	var first *migratev1.ReportRequest
+	l.await(t, 0, what, func(r *migratev1.ReportRequest) bool {
+		if !wanted(r) || r == first {
+			return false
+		}
+		second := first != nil
+		if !second {
+			first = r
+		}
+		return second
+	})
+}
+
 func (l *log) count() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -161,8 +161,7 @@ func TestSourceGivesUp(t *testing.T) {
 				t.Errorf("ended with %v", got)
 			}
 			m.a.must(map[int]string{pid: "running"})
-			before := m.log.count()
-			m.log.await(t, before, "the end again", func(r *migratev1.ReportRequest) bool { return r.GetEnded() != nil && r.GetHost() == "host-a" })
+			m.log.awaitTwice(t, "the end again", func(r *migratev1.ReportRequest) bool { return r.GetEnded() != nil && r.GetHost() == "host-a" })
 			m.abort()
 			m.mustRunAt(m.a)
 			m.forget()
