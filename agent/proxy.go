@@ -19,15 +19,12 @@ import (
 	"github.com/pagurus-project/pagurus/trust"
 )
 
-// HostHeader is set in each answer on an agent's socket, to the name of its
-// host: a client learns by it where it is.
-const HostHeader = "Pagurus-Host"
-
 // maxRequestBytes bounds a request on a socket; the API's are below a kilobyte.
 const maxRequestBytes = 1 << 20
 
 // serveSockets passes the coordinators' HTTP API on to local users. Who may
-// open a socket acts in this host's name.
+// open a socket acts in this host's name: the coordinators see the agent's
+// certificate, and take a request that names no host to mean this one.
 func (a *Agent) serveSockets() error {
 	transport := &http.Transport{
 		TLSClientConfig:     a.config.Credentials.Client(trust.AllowRoles(trust.RoleCoordinator)),
@@ -42,15 +39,10 @@ func (a *Agent) serveSockets() error {
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme = "https" // and relay chooses the host
 		},
-		ModifyResponse: func(r *http.Response) error {
-			r.Header.Set(HostHeader, a.config.Host)
-			return nil
-		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			if r.Context().Err() == nil {
 				a.logger.Warn("passing a request on", keyError, err)
 			}
-			w.Header().Set(HostHeader, a.config.Host)
 			writeUnavailable(w, err)
 		},
 		ErrorLog: slog.NewLogLogger(a.logger.Handler(), slog.LevelDebug),

@@ -107,7 +107,7 @@ func (r *realCluster) settled(t *testing.T, report migrate.Report, err error) mi
 func TestWithCoordinator(t *testing.T) {
 	sleep := child(t, "sleep", "1000").Process.Pid
 	r := newRealCluster(t, sleep)
-	request := api.MoveRequest{PID: sleep, From: "host-a", To: "host-b"}
+	request := api.MoveRequest{PID: sleep, To: "host-b"} // from where the socket is
 
 	request.Options.Rehearse = true
 	report, err := r.client.Move(t.Context(), request)
@@ -170,7 +170,7 @@ func TestSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get(HostHeader) != "host-a" {
+	if resp.StatusCode != http.StatusServiceUnavailable {
 		t.Errorf("answers %v", resp)
 	}
 	// A client takes it for what it is, and tries again for a while.

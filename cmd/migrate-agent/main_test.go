@@ -16,7 +16,6 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/pagurus-project/pagurus/agent"
 	"github.com/pagurus-project/pagurus/coordinator/clustertest/certtest"
 	"github.com/pagurus-project/pagurus/migrate/freezer"
 	"github.com/pagurus-project/pagurus/trust"
@@ -80,9 +79,7 @@ func TestBootAndShutdown(t *testing.T) {
 		var stderr bytes.Buffer
 		ended := make(chan int, 1)
 		go func() { ended <- run(ctx, []string{"--config", path}, &bytes.Buffer{}, &stderr) }()
-		if host := ask(t, filepath.Join(dir, "agent.sock")); host != "host-a" {
-			t.Errorf("the socket answers for %q", host)
-		}
+		awaitSocket(t, filepath.Join(dir, "agent.sock"))
 		if _, err := os.Stat(groups); err != nil {
 			t.Error(err)
 		}
@@ -93,9 +90,8 @@ func TestBootAndShutdown(t *testing.T) {
 	}
 }
 
-// ask waits until a socket answers that no coordinator does, and returns for
-// which host.
-func ask(t *testing.T, socket string) string {
+// awaitSocket waits until a socket answers that no coordinator does.
+func awaitSocket(t *testing.T, socket string) {
 	t.Helper()
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
@@ -112,7 +108,7 @@ func ask(t *testing.T, socket string) string {
 			if err := json.NewDecoder(resp.Body).Decode(&problem); err != nil || problem.Code != "no-leader" {
 				t.Errorf("answer %s: %+v, %v", resp.Status, problem, err)
 			}
-			return resp.Header.Get(agent.HostHeader)
+			return
 		}
 		select {
 		case <-tick.C:
