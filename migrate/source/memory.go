@@ -117,6 +117,7 @@ func (o *object) read(ranges []pageserver.Range, buf []byte) (missing []pageserv
 		if err != nil && !errors.Is(err, io.EOF) {
 			return nil, fmt.Errorf("reading object %s: %w", o.file.Name(), err)
 		}
+		n = o.within(n, uint64(r.First)*image.PageSize)
 		there := (n + image.PageSize - 1) / image.PageSize
 		clear(part[n : there*image.PageSize])
 		if rest := r.Pages - uint64(there); rest > 0 {

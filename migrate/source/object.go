@@ -26,6 +26,7 @@ type object struct {
 	space  uint32
 	file   *os.File
 	hashes *hashes // of what was sent; nil: the trackers tell everything
+	size   uint64  // that the destination was told last, in bytes
 	sent   ranges  // offsets of what the destination holds
 	seen   change  // when the content was last compared
 }
@@ -52,6 +53,7 @@ func (o *object) survey(ctx context.Context, written ranges, size uint64, final 
 	if err != nil {
 		return nil, nil, err
 	}
+	o.size = size
 	there, err := o.extents(size)
 	if err != nil {
 		return nil, nil, err
@@ -140,7 +142,7 @@ func (o *object) comparePiece(at uint64, buf []byte) ([]image.AddressRange, erro
 	if err != nil {
 		return nil, fmt.Errorf("reading object %s: %w", o.file.Name(), err)
 	}
-	clear(buf[n:])
+	clear(buf[o.within(n, at):])
 	var differ []image.AddressRange
 	for ; len(buf) > 0; buf = buf[image.PageSize:] {
 		if !o.hashes.same(at/image.PageSize, buf[:image.PageSize]) {
@@ -149,6 +151,13 @@ func (o *object) comparePiece(at uint64, buf []byte) ([]image.AddressRange, erro
 		at += image.PageSize
 	}
 	return differ, nil
+}
+
+// within is how many of n bytes at an offset the destination has room for. What
+// was appended since it was told the size comes with a later round; until then
+// the rest of the last page counts as zero on both sides.
+func (o *object) within(n int, at uint64) int {
+	return int(min(uint64(n), o.size-min(at, o.size)))
 }
 
 // hashes remembers pages by their hashes, which nobody outside of this process

@@ -35,20 +35,21 @@ func (s *Shell) Commit(ctx context.Context) (Ran, error) {
 		return Ran{}, errors.New("the shell is not prepared")
 	}
 	start := time.Now()
+	pids, err := s.group.Processes()
+	if err != nil {
+		return Ran{}, err
+	}
+	if len(pids) == 0 {
+		// Somebody killed it. Unless the plan says otherwise it was never thawed.
+		s.gone = true
+		return s.attest(), nil
+	}
 	if !s.plan.Committed {
 		s.plan.Committed = true
 		if err := s.save(); err != nil {
 			s.plan.Committed = false
 			return Ran{}, err
 		}
-	}
-	pids, err := s.group.Processes()
-	if err != nil {
-		return Ran{}, err
-	}
-	if len(pids) == 0 {
-		// Somebody killed it, perhaps only just now: it has to count as having run.
-		return Ran{Detail: "it has ended since"}, nil
 	}
 	if err := s.group.Thaw(); err != nil {
 		return Ran{}, fmt.Errorf("resuming the process: %w", err)

@@ -78,9 +78,48 @@ func (s *Shell) applyMappings(ctx context.Context, p *process, wanted []image.Ma
 	if err := resource.Map(ctx, p.Process, change.Map, files, s.objects); err != nil {
 		return err
 	}
+	if err := p.protect(ctx, wanted); err != nil {
+		return fmt.Errorf("protecting: %w", err)
+	}
 	p.mappings = wanted
 	s.memory.setProcess(pageserver.SpaceID(p.space), p, change.Unmap)
 	return nil
+}
+
+// protect gives mappings that stay and whose protection changed the one that
+// fits now, before pages are placed in them: two neighbours that were written
+// to under different protections are two mappings for ever, and the program
+// would find that out when it resizes what was one to it (mremap(2)).
+func (p *process) protect(ctx context.Context, wanted []image.Mapping) error {
+	before := image.Memory{Mappings: p.mappings}
+	b := p.Thread(p.PID()).Batch(ctx)
+	for i := range wanted {
+		now := &wanted[i]
+		for addr := now.Start; addr < now.End; {
+			old := before.At(addr)
+			if old == nil {
+				// Fresh here; on to what was there before.
+				next := slices.IndexFunc(p.mappings, func(m image.Mapping) bool { return m.Start > addr })
+				if next < 0 {
+					break
+				}
+				addr = p.mappings[next].Start
+				continue
+			}
+			end := min(old.End, now.End)
+			if protection := resource.ShellProtection(now); protection != resource.ShellProtection(old) {
+				b.Call(unix.SYS_MPROTECT, uintptr(addr), uintptr(end-addr), uintptr(protection))
+			}
+			addr = end
+			if b.Room() < 4<<10 {
+				if err := run(ctx, b); err != nil {
+					return err
+				}
+				b = p.Thread(p.PID()).Batch(ctx)
+			}
+		}
+	}
+	return run(ctx, b)
 }
 
 // unmap unmaps ranges, in as many batches as it takes.
