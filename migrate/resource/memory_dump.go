@@ -159,6 +159,7 @@ func (d *TreeDump) mapping(p procfs.Process, v *procfs.VMA, flags procfs.VMFlags
 	case errors.Is(err, errNotMovable):
 		return refuse(v.Name)
 	case errors.Is(err, os.ErrNotExist):
+		m.Shared = false
 		return m, nil // unmapped since; the next look sees what is there now
 	case err != nil:
 		return m, err

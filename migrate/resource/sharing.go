@@ -90,11 +90,20 @@ func (s *sharing) check(findings *Findings, o *openFile, f *image.File) {
 			findings.Warn(migrate.CodeOutsideEnd, "", "%s; both go on appending", other)
 		case strings.HasPrefix(o.link, "anon_inode:") && !same:
 			continue
+		case f.Kind == image.FileObject && !h.holds(&o.st):
+			continue // another one of the same name
 		default:
 			findings.Block(migrate.CodeOutsideEnd, "close it there, or start the process without inheriting it", "%s", other)
 		}
 		return // one is enough
 	}
+}
+
+// holds reports whether a holder's descriptor is of a file.
+func (h holder) holds(file *unix.Stat_t) bool {
+	var st unix.Stat_t
+	err := unix.Stat(procfs.Process{PID: h.pid}.Path(fmt.Sprintf("fd/%d", h.fd)), &st)
+	return err == nil && idOf(&st) == idOf(file)
 }
 
 // sameDescription reports whether a holder's descriptor is a duplicate of one

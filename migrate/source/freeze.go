@@ -113,7 +113,7 @@ func (m *Migration) patience(s *survey) time.Duration {
 	if m.config.Options.Verify {
 		var all uint64
 		for _, p := range m.processes {
-			all += p.sent.bytes()
+			all += p.sent.Len() * image.PageSize
 		}
 		for _, o := range m.objects {
 			all += o.sent.bytes()

@@ -13,6 +13,7 @@ import (
 	"github.com/pagurus-project/pagurus/migrate/freezer"
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/procfs"
+	"github.com/pagurus-project/pagurus/pageserver"
 	"github.com/pagurus-project/pagurus/parasite"
 )
 
@@ -34,12 +35,12 @@ type process struct {
 	found  found           // by the tracker, in this round
 	layout []image.Mapping // as the destination knows them
 	guards ranges
-	sent   ranges // everything that was ever sent and may still be there
+	sent   pageserver.PageSet // everything that was ever sent and may still be there
 }
 
 // openProcess opens what shows a process.
 func openProcess(root string, pid int) (_ *process, err error) {
-	p := &process{pid: pid}
+	p := &process{pid: pid, sent: make(pageserver.PageSet)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.close())

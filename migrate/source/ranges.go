@@ -79,12 +79,36 @@ func (a ranges) bytes() uint64 {
 	return n
 }
 
+// pagesOf is a range of addresses in pages.
+func pagesOf(r image.AddressRange) pageserver.Range {
+	return pageserver.Range{First: pageserver.PageNo(r.Start / image.PageSize), Pages: r.Bytes() / image.PageSize}
+}
+
+// each calls f for every range of a set.
+func each(a ranges, f func(pageserver.Range)) {
+	for _, r := range a {
+		f(pagesOf(r))
+	}
+}
+
+// inSet is what of a is in a set of pages.
+func inSet(set pageserver.PageSet, a ranges) ranges {
+	var out ranges
+	for _, r := range a {
+		for part := range set.Within(pagesOf(r)) {
+			start := uint64(part.First) * image.PageSize
+			out = append(out, image.AddressRange{Start: start, End: start + part.Pages*image.PageSize})
+		}
+	}
+	return out
+}
+
 // appendRuns appends a set as runs of pages of a space.
 func appendRuns(runs []pageserver.Run, space uint32, a ranges) []pageserver.Run {
 	for _, r := range a {
 		runs = append(runs, pageserver.Run{
 			Space: pageserver.SpaceID(space),
-			Range: pageserver.Range{First: pageserver.PageNo(r.Start / image.PageSize), Pages: r.Bytes() / image.PageSize},
+			Range: pagesOf(r),
 		})
 	}
 	return runs

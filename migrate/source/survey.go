@@ -126,11 +126,14 @@ func (p *process) survey(s *survey, state *image.ProcessState, written []ranges)
 // destination holds. Content are the pages to send; what it has in void it
 // throws away by itself.
 func (p *process) settle(s *survey, state *image.ProcessState, content, void, gone, guards ranges) {
-	p.sent = p.sent.without(void)
+	// The set may be large and fragmented, and the process may stand still: only
+	// the parts that change are looked at.
+	each(void, p.sent.Remove)
 	// Most of what is gone never was there: only what the destination may hold
 	// is worth telling.
-	drops := union(gone, guards).within(p.sent).without(content)
-	p.sent = union(p.sent.without(drops), content)
+	drops := inSet(p.sent, union(gone, guards)).without(content)
+	each(drops, p.sent.Remove)
+	each(content, p.sent.Add)
 	p.guards = union(p.guards.without(void).without(content).without(gone), guards)
 	p.layout = state.Mappings
 	s.runs, s.drops = appendRuns(s.runs, state.Space, content), appendRuns(s.drops, state.Space, drops)

@@ -30,7 +30,7 @@ func (m *Migration) verify(ctx context.Context) (*wire.Verify, error) {
 			}
 			held, room = append(held, there...), append(room, mapping.AddressRange)
 		}
-		all := union(held, p.sent.within(union(room))).without(union(mem.Guards))
+		all := union(held, inSet(p.sent, union(room))).without(union(mem.Guards))
 		runs = appendRuns(runs, mem.Space, all)
 	}
 	for i := range m.image.Objects {

@@ -35,7 +35,7 @@ type space struct {
 	bytes   uint64          // of an object
 
 	mu      sync.Mutex
-	placed  pageSet
+	placed  pageserver.PageSet
 	vanish  []image.AddressRange // to be dropped at the end of the round
 	zeroing []byte
 }
@@ -49,12 +49,12 @@ func (m *memory) setProcess(id pageserver.SpaceID, p *process, unmapped []image.
 	defer m.mu.Unlock()
 	s := m.spaces[id]
 	if s == nil {
-		s = &space{process: p, placed: make(pageSet)}
+		s = &space{process: p, placed: make(pageserver.PageSet)}
 		m.spaces[id] = s
 	}
 	s.room = slices.DeleteFunc(slices.Clone(p.mappings), func(m image.Mapping) bool { return !m.Private() })
 	for _, r := range unmapped {
-		s.placed.remove(pageRange(r))
+		s.placed.Remove(pageRange(r))
 	}
 }
 
@@ -64,7 +64,7 @@ func (m *memory) addObject(id pageserver.SpaceID, file *os.File, size uint64) er
 	if m.spaces[id] != nil {
 		return fmt.Errorf("space %d is used twice", id)
 	}
-	m.spaces[id] = &space{object: file, bytes: size, placed: make(pageSet)}
+	m.spaces[id] = &space{object: file, bytes: size, placed: make(pageserver.PageSet)}
 	return nil
 }
 
@@ -146,7 +146,7 @@ func (s *space) markPlaced(ranges []pageserver.Range) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, r := range ranges {
-		s.placed.add(r)
+		s.placed.Add(r)
 	}
 }
 
@@ -203,7 +203,7 @@ func (m *memory) Zero(id pageserver.SpaceID, ranges []pageserver.Range) error {
 		a := addressRange(r)
 		switch {
 		case s.object != nil:
-			if s.placed.has(r) {
+			if s.placed.Overlaps(r) {
 				err = s.punch(a)
 			}
 		default:
@@ -223,7 +223,7 @@ func (s *space) zero(a image.AddressRange) error {
 		part := image.AddressRange{Start: a.Start, End: min(a.End, m.End)}
 		a.Start = part.End
 		if m.Backing == image.BackingAnonymous {
-			if s.placed.has(pageRange(part)) {
+			if s.placed.Overlaps(pageRange(part)) {
 				s.vanish = append(s.vanish, part)
 			}
 			continue
@@ -236,14 +236,14 @@ func (s *space) zero(a image.AddressRange) error {
 				return err
 			}
 		}
-		s.placed.add(pageRange(part))
+		s.placed.Add(pageRange(part))
 	}
 	return nil
 }
 
 // punch takes a part out of an object.
 func (s *space) punch(a image.AddressRange) error {
-	s.placed.remove(pageRange(a))
+	s.placed.Remove(pageRange(a))
 	err := unix.Fallocate(int(s.object.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(a.Start), int64(a.Bytes()))
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		_, err = s.object.WriteAt(make([]byte, min(a.End, s.bytes)-a.Start), int64(a.Start))
@@ -264,7 +264,7 @@ func (m *memory) Drop(id pageserver.SpaceID, ranges []pageserver.Range) error {
 	defer s.mu.Unlock()
 	for _, r := range ranges {
 		a := addressRange(r)
-		if !s.placed.has(r) {
+		if !s.placed.Overlaps(r) {
 			continue
 		}
 		if s.object != nil {
@@ -291,7 +291,7 @@ func (m *memory) settle(ctx context.Context) error {
 			return fmt.Errorf("letting go of pages of process %d: %w", s.process.PID(), err)
 		}
 		for _, r := range s.vanish {
-			s.placed.remove(pageRange(r))
+			s.placed.Remove(pageRange(r))
 		}
 		s.vanish = s.vanish[:0]
 	}
@@ -321,45 +321,4 @@ func (m *memory) Read(id pageserver.SpaceID, ranges []pageserver.Range, buf []by
 		}
 	}
 	return nil, nil
-}
-
-// A pageSet is a set of pages, by chunks of 4096.
-type pageSet map[uint64]*[64]uint64
-
-// each calls f for the words of the set that a range touches, with the bits of
-// the range in them; word is nil if there is none.
-func (p pageSet) each(r pageserver.Range, add bool, f func(word *uint64, bits uint64)) {
-	for first, end := uint64(r.First), uint64(r.First)+r.Pages; first < end; {
-		stop := min(first&^63+64, end)
-		bits := ^uint64(0) << (first % 64)
-		if stop%64 != 0 {
-			bits &= 1<<(stop%64) - 1
-		}
-		chunk := p[first/4096]
-		if chunk == nil && !add {
-			first = min(first&^4095+4096, end)
-			continue
-		}
-		if chunk == nil {
-			chunk = new([64]uint64)
-			p[first/4096] = chunk
-		}
-		f(&chunk[first%4096/64], bits)
-		first = stop
-	}
-}
-
-func (p pageSet) add(r pageserver.Range) {
-	p.each(r, true, func(word *uint64, bits uint64) { *word |= bits })
-}
-
-func (p pageSet) remove(r pageserver.Range) {
-	p.each(r, false, func(word *uint64, bits uint64) { *word &^= bits })
-}
-
-// has reports whether any page of the range is in the set.
-func (p pageSet) has(r pageserver.Range) bool {
-	found := false
-	p.each(r, false, func(word *uint64, bits uint64) { found = found || *word&bits != 0 })
-	return found
 }
