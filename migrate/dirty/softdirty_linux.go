@@ -5,6 +5,10 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate/image"
 )
@@ -97,12 +101,70 @@ const (
 	entryPresent   = 1 << 63
 
 	entryBytes = 8
+	entryFrame = 1<<55 - 1 // of a present page: where it is in physical memory
 )
+
+// zeroFrames are where the kernel's pages of zeros are, which it maps when
+// memory that holds nothing is read: a small one and, perhaps, a huge one.
+type zeroFrames struct{ small, huge uint64 }
+
+// hugePages are the pages of a huge page.
+const hugePages = 512
+
+// has reports whether an entry leads to one of them. Without the permission to
+// see frames (CAP_SYS_ADMIN) none does.
+func (z zeroFrames) has(entry uint64) bool {
+	if entry&entryPresent == 0 {
+		return false
+	}
+	frame := entry & entryFrame
+	return z.small != 0 && frame == z.small || z.huge != 0 && frame-z.huge < hugePages
+}
+
+// zeroPages finds them out by reading memory of its own, which it keeps: the
+// huge page of zeros is there only as long as somebody uses it.
+var zeroPages = sync.OnceValue(func() zeroFrames {
+	const size = hugePages * image.PageSize
+	memory, err := unix.Mmap(-1, 0, 2*size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return zeroFrames{}
+	}
+	start := addressOf(memory)
+	huge := (start + size - 1) / size * size
+	small := start
+	if huge == start {
+		small = start + size
+	}
+	_ = unix.Madvise(memory[huge-start:][:size], unix.MADV_HUGEPAGE)              // a kernel without huge pages has none of zeros
+	_ = unix.Madvise(memory[small-start:][:image.PageSize], unix.MADV_NOHUGEPAGE) // likewise
+	pagemap, err := os.Open("/proc/self/pagemap")
+	if err != nil {
+		return zeroFrames{}
+	}
+	defer pagemap.Close()
+	frame := func(addr uint64) uint64 {
+		touched.Store(uint32(memory[addr-start]))
+		entry := make([]byte, entryBytes)
+		if _, err := pagemap.ReadAt(entry, int64(addr/image.PageSize*entryBytes)); err != nil {
+			return 0
+		}
+		return binary.LittleEndian.Uint64(entry) & entryFrame
+	}
+	z := zeroFrames{small: frame(small), huge: frame(huge)}
+	if z.huge%hugePages != 0 {
+		z.huge = 0 // no huge one was to be had
+	}
+	return z
+})
+
+// touched is where what was read goes, so that reading is not left out.
+var touched atomic.Uint32
 
 func (s *SoftDirty) readMapping(m *image.Mapping) (Changes, []Range, error) {
 	var c Changes
 	var there, guards []Range
 	fresh := true // until a page shows up that is not soft-dirty
+	zeros := zeroPages()
 	buf := make([]byte, 128<<10)
 	for at := m.Start; at < m.End; {
 		want := min(uint64(len(buf)), (m.End-at)/image.PageSize*entryBytes)
@@ -121,6 +183,8 @@ func (s *SoftDirty) readMapping(m *image.Mapping) (Changes, []Range, error) {
 				// One that is removed leaves nothing, and is to be told as gone.
 				there = push(there, at, next)
 			case entry&(entryPresent|entrySwapped) == 0:
+			case zeros.has(entry):
+				// A page that vanished and was then read: no bit tells of that.
 			case copiesFile(m) && entry&entryFile != 0:
 				// The file's own page: the destination has it too.
 			default:

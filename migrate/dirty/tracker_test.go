@@ -210,8 +210,12 @@ func TestPagesThatVanish(t *testing.T) {
 		r.collect(m)
 		// Gone and back with other content, and gone just before the end.
 		memory[9*image.PageSize] = 5
-		if err := unix.Madvise(memory[20*image.PageSize:21*image.PageSize], unix.MADV_DONTNEED); err != nil {
+		if err := unix.Madvise(memory[20*image.PageSize:23*image.PageSize], unix.MADV_DONTNEED); err != nil {
 			t.Fatal(err)
+		}
+		// Read, and so mapped to the page of zeros, which no bit tells of.
+		if memory[21*image.PageSize] != 0 {
+			t.Fatal("a page that was given up holds something")
 		}
 		r.finish(m)
 	})
