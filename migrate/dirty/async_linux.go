@@ -217,9 +217,16 @@ func (a *Async) final(m *image.Mapping) (Changes, error) {
 		c.Content = written
 		return c, nil
 	}
-	for _, w := range written {
-		var there []Range
-		arg := scanArg{categoryAnyOfMask: pageIsPresent | pageIsSwapped, returnMask: a.returned()}
+	// Pages that never held anything count as written: they were not there to be
+	// protected. In fragmented memory they make so many ranges that asking for
+	// each of them costs more than asking for all at once.
+	ask := written
+	if len(written) > fewRanges {
+		ask = []Range{{Start: written[0].Start, End: written[len(written)-1].End}}
+	}
+	var there []Range
+	for _, w := range ask {
+		arg := scanArg{categoryMask: pageIsWritten, categoryAnyOfMask: pageIsPresent | pageIsSwapped, returnMask: a.returned()}
 		err := a.walk(w, arg, func(r *pageRegion) {
 			there = push(there, r.start, r.end)
 			c.sort(m, r)
@@ -227,11 +234,14 @@ func (a *Async) final(m *image.Mapping) (Changes, error) {
 		if err != nil {
 			return c, err
 		}
-		c.Gone = append(c.Gone, subtract([]Range{w}, there)...)
 	}
-	c.Gone = join(c.Gone)
+	c.Gone = subtract(written, there)
 	return c, nil
 }
+
+// fewRanges are as many as are asked for one by one: a call takes about as long
+// as looking at a few hundred pages.
+const fewRanges = 64
 
 // holding are the categories of pages that are of interest at all. Those of
 // private memory hold something. A page of a shared mapping may have been
