@@ -142,7 +142,7 @@ func (g *Guest) pack(ctx context.Context, dir, to string) error {
 	var plan Plan
 	for _, module := range g.Modules {
 		if from := g.Kernel.module(module); from != "" {
-			name := path.Join("modules", path.Base(module))
+			name := path.Join("modules", filepath.Base(from))
 			a.copyFile(name, 0o644, from)
 			plan.Modules = append(plan.Modules, "/"+name)
 		}

@@ -32,10 +32,12 @@ func (k *Kernel) Config() (string, error) {
 
 // module finds a module by its path below kernel/; it is "" if the kernel has it built in.
 func (k *Kernel) module(name string) string {
-	for _, dir := range []string{"lib", "usr/lib"} {
-		file := filepath.Join(k.dir, dir, "modules", k.Release, "kernel", name)
-		if _, err := os.Stat(file); err == nil {
-			return file
+	for _, lib := range []string{"lib", "usr/lib"} {
+		for _, packed := range []string{"", ".xz"} {
+			file := filepath.Join(k.dir, lib, "modules", k.Release, "kernel", name+packed)
+			if _, err := os.Stat(file); err == nil {
+				return file
+			}
 		}
 	}
 	return ""
