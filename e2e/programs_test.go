@@ -129,9 +129,6 @@ func moved(ctx context.Context, t *testing.T, p *testbed.Process, to string, fla
 	t.Helper()
 	from := p.Host
 	r, err := bed.Move(ctx, p, to, flags...)
-	for tries := 1; err == nil && transient(r.Blockers) && tries < 50; tries++ {
-		r, err = bed.Move(ctx, p, to, flags...)
-	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,15 +138,6 @@ func moved(ctx context.Context, t *testing.T, p *testbed.Process, to string, fla
 	t.Logf("%s to %s: %d rounds, %d bytes, stood still for %.1f ms of %.0f: %s", from, to, len(r.Rounds), r.Bytes, r.DowntimeMS, r.TotalMS, phases(r.Report))
 	alone(t, p)
 	return r.Report
-}
-
-// transient reports whether a refusal is only about a file that comes and goes
-// within milliseconds: the destination looks for it after the source has, and
-// the program, which is not stopped for that, may have removed it meanwhile.
-func transient(blockers []migrate.Finding) bool {
-	return len(blockers) > 0 && !slices.ContainsFunc(blockers, func(b migrate.Finding) bool {
-		return b.Code != migrate.CodeFileMissing || !strings.HasSuffix(b.Detail, "-journal")
-	})
 }
 
 func phases(r migrate.Report) string {

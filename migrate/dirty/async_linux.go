@@ -224,18 +224,29 @@ func (a *Async) final(m *image.Mapping) (Changes, error) {
 	if len(written) > fewRanges {
 		ask = []Range{{Start: written[0].Start, End: written[len(written)-1].End}}
 	}
+	// What is there decides what is gone, so it is asked without regard to what
+	// was written: the kernel's two ways to tell that do not always agree.
 	var there []Range
+	rest := written
 	for _, w := range ask {
-		arg := scanArg{categoryMask: pageIsWritten, categoryAnyOfMask: pageIsPresent | pageIsSwapped, returnMask: a.returned()}
+		arg := scanArg{categoryAnyOfMask: pageIsPresent | pageIsSwapped, returnMask: a.returned()}
 		err := a.walk(w, arg, func(r *pageRegion) {
 			there = push(there, r.start, r.end)
-			c.sort(m, r)
+			for len(rest) > 0 && rest[0].End <= r.start {
+				rest = rest[1:]
+			}
+			for _, part := range rest {
+				if part.Start >= r.end {
+					break
+				}
+				c.sort(m, &pageRegion{start: max(part.Start, r.start), end: min(part.End, r.end), categories: r.categories})
+			}
 		})
 		if err != nil {
 			return c, err
 		}
 	}
-	c.Gone = subtract(written, there)
+	c.Gone = join(append(c.Gone, subtract(written, there)...))
 	return c, nil
 }
 

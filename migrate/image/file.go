@@ -59,6 +59,7 @@ type Owner struct {
 type Identity struct {
 	Device  uint64 `cbor:"device"`
 	Inode   uint64 `cbor:"inode"`
+	Parent  uint64 `cbor:"parent"` // inode of the directory that it is in
 	Mode    uint32 `cbor:"mode"`
 	Bytes   int64  `cbor:"bytes"`
 	MTime   int64  `cbor:"mtime"` // nanoseconds

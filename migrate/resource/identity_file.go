@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -16,8 +17,9 @@ import (
 
 // identity describes a file so that another host can tell whether its own
 // file of that path is the same, or has the same content.
-func (d *TreeDump) identity(link string, st *unix.Stat_t, written, mapped bool) (*image.Identity, error) {
+func (d *TreeDump) identity(link, path string, st *unix.Stat_t, written, mapped bool) (*image.Identity, error) {
 	id := &image.Identity{
+		Parent: parentOf(path, st.Dev),
 		Device: st.Dev, Inode: st.Ino, Mode: st.Mode, Bytes: st.Size, MTime: st.Mtim.Nano(),
 		Written: written, Mapped: mapped,
 	}
@@ -40,6 +42,34 @@ func (d *TreeDump) identity(link string, st *unix.Stat_t, written, mapped bool) 
 		id.Digest = digest
 	}
 	return id, nil
+}
+
+// parentOf is the inode of the directory that a path is in, or 0 if that is on
+// another device than the file itself.
+func parentOf(path string, device uint64) uint64 {
+	var st unix.Stat_t
+	if unix.Stat(filepath.Dir(path), &st) != nil || st.Dev != device {
+		return 0
+	}
+	return st.Ino
+}
+
+// goneEverywhere reports whether a file that is not here has gone at the source
+// too since it was looked at there: both hosts see the directory that it was in.
+// Programs make and remove files all the time. Should the process still have it
+// open when it is frozen, it moves as a file without a name.
+func (c *Check) goneEverywhere(f *image.File) bool {
+	id := f.Identity
+	var st unix.Stat_t
+	var fs unix.Statfs_t
+	dir := filepath.Dir(f.Path)
+	if unix.Stat(dir, &st) != nil || unix.Statfs(dir, &fs) != nil || st.Ino != id.Parent {
+		return false
+	}
+	if c.Source.BootID == c.Host.BootID {
+		return st.Dev == id.Device
+	}
+	return networkFileSystems[id.FSType] && fs.Type == id.FSType
 }
 
 // Digests remembers the digests of files. It may be shared among goroutines.
@@ -111,6 +141,9 @@ func sameFile(source, here *image.Host, theirs, own *image.Identity) bool {
 // has at the same path.
 func checkIdentity(c *Check, f *image.File) {
 	own, err := c.ownIdentity(f)
+	if errors.Is(err, os.ErrNotExist) && c.goneEverywhere(f) {
+		return
+	}
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		c.Block(migrate.CodeFileMissing, "install it there, or share the file system", "%s", f.Path)
 		return

@@ -198,7 +198,7 @@ func (d *TreeDump) mappedFile(link, path string, write bool) (file, object image
 	if !d.reachable(path, &st) {
 		d.Block(migrate.CodeFileGone, "restart it, or put the file back", "mapped file %s was renamed, replaced or is hidden by a mount", path)
 	}
-	if f.Identity, err = d.identity(link, &st, write, true); err != nil {
+	if f.Identity, err = d.identity(link, path, &st, write, true); err != nil {
 		return image.None, image.None, err
 	}
 	index := len(d.mapped)

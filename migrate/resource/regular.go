@@ -34,7 +34,7 @@ var regularFile = fileKind{
 		}
 		writes := f.Flags&unix.O_ACCMODE != unix.O_RDONLY
 		var err error
-		f.Identity, err = d.identity(link, &o.st, writes, false)
+		f.Identity, err = d.identity(link, o.link, &o.st, writes, false)
 		return err
 	},
 	check: checkIdentity,

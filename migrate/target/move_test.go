@@ -382,8 +382,10 @@ func TestMoveWorkloads(t *testing.T) {
 
 func TestRehearse(t *testing.T) {
 	host := newSource(t)
-	w := startWorkload(t, "memory", "-size", "16MiB")
-	for range 3 {
+	// With mappings that come, go and change, and more fragments than are asked
+	// for one by one.
+	w := startWorkload(t, "memory", "-size", "128MiB", "-churn")
+	for range 4 {
 		move(t, host, w.pid, migrate.Options{Verify: true, Rehearse: true}.WithDefaults())
 		w.ask()
 	}
