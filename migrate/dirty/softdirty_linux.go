@@ -151,7 +151,7 @@ var zeroPages = sync.OnceValue(func() zeroFrames {
 		return binary.LittleEndian.Uint64(entry) & entryFrame
 	}
 	z := zeroFrames{small: frame(small), huge: frame(huge)}
-	if z.huge%hugePages != 0 {
+	if z.huge%hugePages != 0 || z.huge == z.small {
 		z.huge = 0 // no huge one was to be had
 	}
 	return z

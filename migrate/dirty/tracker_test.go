@@ -208,6 +208,14 @@ func TestPagesThatVanish(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.collect(m)
+		// Gone and read since: not empty, but the page of zeros.
+		gone := memory[30*image.PageSize : 40*image.PageSize]
+		if err := unix.Madvise(gone, unix.MADV_DONTNEED); err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Count(gone, []byte{0}) != len(gone) {
+			t.Fatal("what vanished is not zero")
+		}
 		// Gone and back with other content, and gone just before the end.
 		memory[9*image.PageSize] = 5
 		if err := unix.Madvise(memory[20*image.PageSize:23*image.PageSize], unix.MADV_DONTNEED); err != nil {
@@ -259,9 +267,9 @@ func remap(t *testing.T, memory []byte) {
 func TestHugePages(t *testing.T) {
 	forEachTracker(t, func(t *testing.T, new func(t *testing.T) Tracker) {
 		const huge = 2 << 20
-		all := anonymous(t, 3*huge/image.PageSize)
+		all := anonymous(t, 4*huge/image.PageSize)
 		skip := (huge - int(addressOf(all)%huge)) % huge
-		memory := all[skip : skip+2*huge]
+		memory := all[skip : skip+3*huge]
 		if err := unix.Madvise(memory, unix.MADV_HUGEPAGE); err != nil {
 			t.Fatal(err)
 		}
@@ -273,6 +281,7 @@ func TestHugePages(t *testing.T) {
 		if err := unix.Madvise(memory[huge:], unix.MADV_DONTNEED); err != nil {
 			t.Fatal(err)
 		}
+		_ = bytes.Count(memory[2*huge:], []byte{1}) // maps the huge page of zeros
 		r.finish(m)
 	})
 }
