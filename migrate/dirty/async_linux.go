@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/procfs"
 )
 
 // Async tracks by userfaultfd write protection and PAGEMAP_SCAN
@@ -22,6 +23,7 @@ import (
 //	          find written pages that hold something, and protect them again, at once
 //	Final:    find written pages, then look which of them hold something
 type Async struct {
+	proc    procfs.Process
 	uffd    *os.File
 	pagemap *os.File
 	guards  bool // the kernel tells guard pages apart
@@ -44,7 +46,7 @@ func NewAsync(uffd *os.File, pid int) (*Async, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Async{uffd: uffd, pagemap: pagemap}
+	a := &Async{proc: procfs.Process{PID: pid}, uffd: uffd, pagemap: pagemap}
 	a.guards = a.knowsGuards()
 	return a, nil
 }
@@ -84,6 +86,40 @@ func (a *Async) Collect(ctx context.Context, mappings []image.Mapping) ([]Change
 	return all, a.recheckCopies(mappings, all)
 }
 
+// registerRests registers the rests of mappings that reach beyond a range that
+// was just registered: they were made or have grown since the range was listed.
+// Registering a part has split them, and a mapping in two parts cannot be resized
+// (mremap(2) answers EFAULT) until the other part is registered too and the
+// kernel joins them again. What is in the rests counts as written in the next
+// round, and what is not in them as gone in the last one.
+func (a *Async) registerRests(r Range) error {
+	vmas, err := a.proc.Maps()
+	if err != nil {
+		return err
+	}
+	for i := 1; i < len(vmas); i++ {
+		before, after := &vmas[i-1], &vmas[i]
+		if before.End != after.Start || before.Prot != after.Prot || before.Shared || after.Shared ||
+			before.Inode != 0 || after.Inode != 0 || before.Name != after.Name {
+			continue
+		}
+		var rest Range
+		switch before.End {
+		case r.End:
+			rest = Range{Start: after.Start, End: after.End}
+		case r.Start:
+			rest = Range{Start: before.Start, End: before.End}
+		default:
+			continue
+		}
+		// If it is gone again, or cannot be registered, it is for the next round.
+		if err := register(int(a.uffd.Fd()), rest); errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	return nil
+}
+
 // unwritable reports that nothing can ever be stored through a mapping: one of
 // a file or object that was opened for reading only or is sealed. The kernel
 // refuses to register it.
@@ -116,6 +152,9 @@ func (a *Async) collect(m *image.Mapping) (Changes, error) {
 		return Changes{}, err
 	case err != nil:
 		return Changes{}, fmt.Errorf("registering: %w", err)
+	}
+	if err := a.registerRests(m.AddressRange); err != nil {
+		return c, err
 	}
 	return c, a.scan(m.AddressRange, first, m, &c)
 }

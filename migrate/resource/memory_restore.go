@@ -263,7 +263,17 @@ func mapOne(ctx context.Context, shell *parasite.Process, m *image.Mapping, file
 	if m.Flags&image.FlagGrowsDown != 0 {
 		flags |= unix.MAP_GROWSDOWN
 	}
-	b.Call(unix.SYS_MMAP, uintptr(m.Start), uintptr(m.Bytes()), uintptr(ShellProtection(m)), flags, fd, uintptr(m.Offset))
+	protection := ShellProtection(m)
+	// Memory that was ever writable counts against the limit on committed memory,
+	// and neighbours of which only one counts are never joined: small mappings
+	// all do, reservations do not.
+	const reservation = 64 << 20
+	if m.Private() && protection == unix.PROT_NONE && m.Bytes() < reservation {
+		b.Call(unix.SYS_MMAP, uintptr(m.Start), uintptr(m.Bytes()), unix.PROT_READ|unix.PROT_WRITE, flags, fd, uintptr(m.Offset))
+		b.Call(unix.SYS_MPROTECT, uintptr(m.Start), uintptr(m.Bytes()), unix.PROT_NONE)
+	} else {
+		b.Call(unix.SYS_MMAP, uintptr(m.Start), uintptr(m.Bytes()), uintptr(protection), flags, fd, uintptr(m.Offset))
+	}
 	if m.Backing != image.BackingAnonymous {
 		b.Call(unix.SYS_CLOSE, fd)
 	}
