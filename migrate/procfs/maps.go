@@ -1,6 +1,7 @@
 package procfs
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -21,6 +22,9 @@ type VMA struct {
 	Name string
 }
 
+// errOverlap says that two lines are of different moments.
+var errOverlap = errors.New("overlaps the one before")
+
 // deletedSuffix marks a path that leads nowhere any more. A file may really be
 // called so: only its link count tells.
 const deletedSuffix = " (deleted)"
@@ -34,7 +38,7 @@ func ParseMaps(data []byte) ([]VMA, error) {
 			return nil, fmt.Errorf("parsing mappings: line %q: %w", line, err)
 		}
 		if n := len(all); n > 0 && v.Start < all[n-1].End {
-			return nil, fmt.Errorf("parsing mappings: line %q overlaps the one before", line)
+			return nil, fmt.Errorf("parsing mappings: line %q: %w", line, errOverlap)
 		}
 		all = append(all, v)
 	}

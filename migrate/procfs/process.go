@@ -58,7 +58,20 @@ func read[T any](p Process, name string, parse func([]byte) (T, error)) (T, erro
 }
 
 // Maps reads /proc/PID/maps.
-func (p Process) Maps() ([]VMA, error) { return read(p, "maps", ParseMaps) }
+//
+// The kernel writes the file in pieces. What a running process does to its
+// mappings between two of them may show as an overlap: then it is read again.
+func (p Process) Maps() ([]VMA, error) {
+	for tries := 1; ; tries++ {
+		vmas, err := read(p, "maps", ParseMaps)
+		if !errors.Is(err, errOverlap) || tries == mapsTries {
+			return vmas, err
+		}
+	}
+}
+
+// mapsTries bounds how often an inconsistent list is read again.
+const mapsTries = 100
 
 // Smaps reads the flags of all mappings. The kernel walks the page tables for
 // it: about 10 ms for each GiB in memory.
