@@ -14,7 +14,7 @@ import (
 )
 
 // threadRegistrations: what a thread has told the kernel about itself, and its
-// registers, which are read here and set last (PutRegisters).
+// registers, which are read here and set last (PutThreads).
 var threadRegistrations = processKind{
 	name: "threads",
 	dump: func(d *ProcessDump) error {

@@ -60,15 +60,13 @@ func (s *Shell) Commit(ctx context.Context) (Ran, error) {
 		now := time.Now()
 		r.Downtime = now.Sub(s.stateReceived)
 		r.PhasesMS = map[string]float64{
-			migrate.PhaseRestore: ms(s.preparedAt.Sub(s.stateReceived)),
-			migrate.PhaseDecide:  ms(start.Sub(s.preparedAt)),
-			migrate.PhaseResume:  ms(now.Sub(start)),
+			migrate.PhaseRestore: migrate.Milliseconds(s.preparedAt.Sub(s.stateReceived)),
+			migrate.PhaseDecide:  migrate.Milliseconds(start.Sub(s.preparedAt)),
+			migrate.PhaseResume:  migrate.Milliseconds(now.Sub(start)),
 		}
 	}
 	return r, nil
 }
-
-func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 func (s *Shell) ranOnce() {
 	if s.ran == nil {
