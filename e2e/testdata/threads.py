@@ -137,6 +137,10 @@ while True:
         if not done.wait(60):
             problem(f"{worker.name}: no answer")
     for worker, steps in zip(workers, before):
+        # It may have answered between two steps.
+        late = time.monotonic() + 10
+        while worker.steps <= steps and time.monotonic() < late:
+            time.sleep(0.001)
         if worker.steps <= steps:
             problem(f"{worker.name}: stands still")
     if os.getpid() != pid:
