@@ -171,3 +171,59 @@ func (t *Thread) Syscall(ctx context.Context, nr uintptr, args ...uintptr) (uint
 	}
 	return calls[0].Result, calls[0].Err()
 }
+
+// BeginCall has a thread of a launched process begin a system call that waits,
+// and interrupts it before it does. It reports whether the kernel remembers the
+// call as one to be restarted ([RestartRemainder]): then registers that say so
+// (SetRegisters) make the thread go on waiting after Detach, for what is left of
+// the time by then.
+func (t *Thread) BeginCall(ctx context.Context, nr int, args [6]uint64) (bool, error) {
+	var interrupted bool
+	err := t.process.tracer.Do(func() error {
+		call := Call{Nr: uintptr(nr)}
+		for i := range args {
+			call.Args[i] = uintptr(args[i])
+		}
+		if err := t.enterCall(&call); err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		if err := t.advance(ctx, unix.PTRACE_SYSCALL, stop.syscall); err != nil {
+			return err
+		}
+		if err := t.leaveCall(ctx); err != nil {
+			return err
+		}
+		now := Thread{process: t.process, tid: t.tid}
+		if err := now.readRegisters(); err != nil {
+			return err
+		}
+		interrupted = int64(syscallResult(&now.regs)) == -int64(RestartRemainder)
+		return nil
+	})
+	return interrupted, err
+}
+
+// enterCall points a thread at an instruction in the vDSO that makes the call.
+func (t *Thread) enterCall(call *Call) error {
+	at, err := t.process.syscallInVDSO()
+	if err != nil {
+		return err
+	}
+	regs := t.regs
+	regs.Rip = uint64(at)
+	setCall(&regs, call)
+	regs.Eflags &^= flagDirection | flagTrap
+	return t.writeRegisters(&regs)
+}
+
+// leaveCall takes a thread from the entry or the end of a system call to a stop
+// in which the kernel looks at interrupted calls, without an instruction of the
+// program's. A call that would wait is interrupted at once.
+func (t *Thread) leaveCall(ctx context.Context) error {
+	if err := ptrace(ptraceInterrupt, t.tid, 0, 0); err != nil {
+		return err
+	}
+	return t.advance(ctx, unix.PTRACE_CONT, func(s stop) bool { return s.event() == ptraceEventStop })
+}

@@ -108,5 +108,12 @@ type Registers = unix.PtraceRegs
 // going back by its length.
 var syscallInstruction = []byte{0x0f, 0x05}
 
+// setCall makes regs those of a thread that is about to make a system call.
+func setCall(regs *Registers, call *Call) {
+	regs.Rax, regs.Orig_rax = uint64(call.Nr), ^uint64(0)
+	regs.Rdi, regs.Rsi, regs.Rdx = uint64(call.Args[0]), uint64(call.Args[1]), uint64(call.Args[2])
+	regs.R10, regs.R8, regs.R9 = uint64(call.Args[3]), uint64(call.Args[4]), uint64(call.Args[5])
+}
+
 // syscallResult is what the last system call returned.
 func syscallResult(regs *Registers) uintptr { return uintptr(regs.Rax) }

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // Strip takes the last memory of ours out of a launched process: its scratch
@@ -19,17 +17,8 @@ import (
 func (p *Process) Strip(ctx context.Context) error {
 	return p.tracer.Do(func() error {
 		t := p.threads[p.pid]
-		at, err := p.syscallInVDSO()
-		if err != nil {
-			return err
-		}
 		call := unmap(p.scratch.Code, ScratchBytes)
-		regs := t.regs
-		regs.Rip = uint64(at)
-		regs.Rax, regs.Rdi, regs.Rsi = uint64(call.Nr), uint64(call.Args[0]), uint64(call.Args[1])
-		regs.Orig_rax = ^uint64(0)
-		regs.Eflags &^= flagDirection | flagTrap
-		if err := t.writeRegisters(&regs); err != nil {
+		if err := t.enterCall(&call); err != nil {
 			return err
 		}
 		ctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -38,13 +27,7 @@ func (p *Process) Strip(ctx context.Context) error {
 			return err
 		}
 		p.scratch = Scratch{}
-		// From the end of the call to a stop in which the kernel looks at
-		// interrupted calls, without an instruction of the program's.
-		if err := ptrace(ptraceInterrupt, t.tid, 0, 0); err != nil {
-			return err
-		}
-		err = t.advance(ctx, unix.PTRACE_CONT, func(s stop) bool { return s.event() == ptraceEventStop })
-		return errors.Join(err, call.Err())
+		return errors.Join(t.leaveCall(ctx), call.Err())
 	})
 }
 

@@ -119,7 +119,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	}
 	config.Logger.Info("up", "version", config.Version, "gossip", a.GossipAddress(), "groups", groups)
 	if why := engines.Slow(); why != nil {
-		config.Logger.Warn("freezes of large processes take longer here than they need to", "why", why)
+		config.Logger.Warn("freezes of large processes take longer than they need to, or relative time-outs start over", "why", why)
 	}
 
 	<-ctx.Done()

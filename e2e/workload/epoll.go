@@ -148,7 +148,8 @@ func waiters(d waitDescriptors, period time.Duration) []*waiter {
 			}
 			return something(unix.Read(d.ticker, drain))
 		}},
-		{name: "poll", least: period, call: func() error {
+		{name: "poll", least: period, call: func() error { return nothing(plainPoll(d.event, ms)) }},
+		{name: "ppoll", least: period, call: func() error {
 			return nothing(unix.Poll([]unix.PollFd{{Fd: int32(d.event), Events: unix.POLLIN}}, ms))
 		}},
 		{name: "select", least: period, call: func() error {

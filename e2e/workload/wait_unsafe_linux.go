@@ -28,3 +28,13 @@ func wrong(errno unix.Errno) error {
 	}
 	return nil
 }
+
+// plainPoll is poll(2) itself, which the library makes of ppoll(2).
+func plainPoll(fd, ms int) (int, error) {
+	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, _, errno := unix.Syscall(unix.SYS_POLL, uintptr(unsafe.Pointer(unsafe.SliceData(poll))), 1, uintptr(ms))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}

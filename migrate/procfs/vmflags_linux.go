@@ -10,7 +10,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
-	"golang.org/x/sys/unix"
 )
 
 // A FlagReader reads the flags of mappings without the walk over all page
@@ -177,56 +176,4 @@ func loadVMAIterator() (*ebpf.Program, error) {
 		Instructions: instructions,
 		License:      "Dual MIT/GPL",
 	})
-}
-
-// memberOffset finds a member of a struct, in anonymous structs and unions too.
-func memberOffset(members []btf.Member, name string) (uint32, bool) {
-	for _, m := range members {
-		offset := m.Offset.Bytes()
-		if m.Name == name {
-			return offset, true
-		}
-		if m.Name != "" {
-			continue
-		}
-		var inner []btf.Member
-		switch t := btf.UnderlyingType(m.Type).(type) {
-		case *btf.Struct:
-			inner = t.Members
-		case *btf.Union:
-			inner = t.Members
-		}
-		if o, ok := memberOffset(inner, name); ok {
-			return offset + o, true
-		}
-	}
-	return 0, false
-}
-
-// Commands of bpf(2) that the library offers only without a choice of task.
-const (
-	bpfLinkCreate = 28
-	bpfIterCreate = 33
-)
-
-// openTaskIterator opens a file that is the program's output for one process.
-func openTaskIterator(program, pid int) (*os.File, error) {
-	process, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(process)
-	// union bpf_iter_link_info.task (include/uapi/linux/bpf.h, Linux 6.1). By a
-	// thread's id instead of a descriptor the iteration would never end.
-	info := struct{ tid, pid, pidFD uint32 }{pidFD: uint32(process)}
-	link, err := createIteratorLink(program, &info)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(link)
-	fd, err := createIterator(link)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), "bpf iterator"), nil
 }

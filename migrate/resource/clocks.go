@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -14,6 +15,7 @@ import (
 
 // readClocks notes what time it is for the tree.
 func (d *TreeDump) readClocks(pid int) error {
+	d.clocksRead = time.Now() // before: no time-out may end too early for it
 	clocks, err := ClocksOf(pid)
 	if err != nil {
 		return err

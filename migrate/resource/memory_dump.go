@@ -53,7 +53,7 @@ var memoryMarks = processKind{
 // readLockFuture finds out whether new mappings are locked into memory
 // (mlockall(MCL_FUTURE)): ours was.
 func (d *ProcessDump) readLockFuture() error {
-	flags, err := d.flags.Flags(d.Proc)
+	flags, err := d.readers.Flags.Flags(d.Proc)
 	if err != nil {
 		return err
 	}
@@ -92,7 +92,7 @@ func (d *TreeDump) mappings(p procfs.Process) ([]image.Mapping, error) {
 	if err != nil {
 		return nil, err
 	}
-	flags, err := d.flags.Flags(p)
+	flags, err := d.readers.Flags.Flags(p)
 	if err != nil {
 		return nil, err
 	}

@@ -51,7 +51,7 @@ func dumpThread(d *ProcessDump, t *image.Thread) error {
 		d.Block(migrate.CodeCompat, "", "thread %d runs 32-bit code", t.TID)
 	}
 	if call := thread.Interrupted(); call.InSystemCall() {
-		t.Call = &image.SystemCall{Nr: call.Nr, Args: call.Args, Restart: int(call.Restart), Remaining: -1}
+		t.Call = &image.SystemCall{Nr: call.Nr, Args: call.Args, Restart: int(call.Restart), Remaining: d.left(t.TID)}
 		d.nameCall(t.TID, t.Call, &regs)
 	}
 	t.Registers = registerBytes(&regs)

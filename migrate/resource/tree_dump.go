@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,7 +27,7 @@ type TreeDump struct {
 	Inspect bool
 
 	host    image.Host
-	flags   *procfs.FlagReader
+	readers Readers
 	digests *Digests
 
 	image       *image.Image // being taken
@@ -36,7 +37,8 @@ type TreeDump struct {
 	objectFiles []*os.File // an open file of each object, to read it
 	objectIndex map[fileID]image.Index
 	sharing     *sharing
-	restarts    map[int]int            // by thread: see NoteRestarts
+	waits       waits
+	clocksRead  time.Time              // when the image's clocks were read
 	pipes       map[uint64]image.Index // of the image being taken, by inode
 	sockets     map[uint32]image.Index // likewise
 }
@@ -53,11 +55,17 @@ type mappedKey struct {
 	write bool
 }
 
-// NewTreeDump starts with nothing known. The reader and the digests may be
+// Readers read what the kernel does not show in files.
+type Readers struct {
+	Flags  *procfs.FlagReader
+	Sleeps *procfs.SleepReader
+}
+
+// NewTreeDump starts with nothing known. The readers and the digests may be
 // shared among dumps.
-func NewTreeDump(host image.Host, flags *procfs.FlagReader, digests *Digests) *TreeDump {
+func NewTreeDump(host image.Host, readers Readers, digests *Digests) *TreeDump {
 	return &TreeDump{
-		Findings: &Findings{}, host: host, flags: flags, digests: digests,
+		Findings: &Findings{}, host: host, readers: readers, digests: digests,
 		mappedIndex: make(map[mappedKey]image.Index),
 		objectIndex: make(map[fileID]image.Index),
 	}

@@ -25,6 +25,8 @@ type TreeRestore struct {
 	pipesUsed map[pipeUse]bool // ends of which a description was given out
 	sockets   map[image.Index]int
 	lostPeers map[image.Index]int // other ends that nobody holds, of sockets whose queue is not filled yet
+
+	waiting map[int]bool // threads whose call the kernel can restart by itself
 }
 
 // NewTreeRestore starts with nothing rebuilt. The objects are open files of
@@ -34,6 +36,7 @@ func NewTreeRestore(m *image.Image, objects []*os.File) *TreeRestore {
 		Image: m, objects: objects,
 		files: make(map[image.Index]int), pipes: make(map[image.Index][2]int), pipesUsed: make(map[pipeUse]bool),
 		sockets: make(map[image.Index]int), lostPeers: make(map[image.Index]int),
+		waiting: make(map[int]bool),
 	}
 }
 
@@ -89,6 +92,9 @@ func (r *ProcessRestore) finish() error {
 	if err := r.armTimers(passed); err != nil {
 		return fmt.Errorf("setting the timers of process %d: %w", r.Process.PID, err)
 	}
+	if err := r.resumeWaits(passed); err != nil {
+		return fmt.Errorf("resuming what process %d waits in: %w", r.Process.PID, err)
+	}
 	if err := r.enterStrict(); err != nil {
 		return fmt.Errorf("entering strict mode: %w", err)
 	}
@@ -106,7 +112,7 @@ func (r *TreeRestore) PutThreads(index int, shell *parasite.Process) error {
 	p := &r.Image.Processes[index]
 	return shell.Tracer().Do(func() error {
 		for i := range p.Threads {
-			if err := putThread(&p.Threads[i], shell.Thread(p.Threads[i].TID)); err != nil {
+			if err := r.putThread(&p.Threads[i], shell.Thread(p.Threads[i].TID)); err != nil {
 				return fmt.Errorf("thread %d: %w", p.Threads[i].TID, err)
 			}
 		}
@@ -114,7 +120,7 @@ func (r *TreeRestore) PutThreads(index int, shell *parasite.Process) error {
 	})
 }
 
-func putThread(t *image.Thread, thread *parasite.Thread) error {
+func (r *TreeRestore) putThread(t *image.Thread, thread *parasite.Thread) error {
 	own, err := thread.XState()
 	if err != nil {
 		return err
@@ -132,7 +138,7 @@ func putThread(t *image.Thread, thread *parasite.Thread) error {
 	if err != nil {
 		return err
 	}
-	if t.Call != nil && t.Call.Restart == int(parasite.RestartRemainder) {
+	if t.Call != nil && t.Call.Restart == int(parasite.RestartRemainder) && !r.waiting[t.TID] {
 		// What the kernel at the source remembered of the call is gone: it is made
 		// once more from its beginning.
 		regs.Rax = ^uint64(parasite.RestartNoHand) + 1

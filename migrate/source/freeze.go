@@ -40,7 +40,7 @@ func (m *Migration) freeze(ctx context.Context, heard *replies, events Events, n
 	if err := m.planFreeze(); err != nil {
 		return err
 	}
-	if err := m.dump.NoteRestarts(m.pids()); err != nil {
+	if err := m.dump.NoteWaits(m.pids()); err != nil {
 		return errors.Join(m.checkTree(), err)
 	}
 	m.frozen = time.Now()

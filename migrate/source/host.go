@@ -27,10 +27,11 @@ type HostConfig struct {
 type Host struct {
 	config  HostConfig
 	image   image.Host
-	flags   *procfs.FlagReader
+	readers resource.Readers
 	digests *resource.Digests
 	// NoIterator says why flags of mappings have to be read from smaps, which
-	// makes freezes of large processes longer; nil: they do not.
+	// makes freezes of large processes longer, or why relative time-outs start
+	// over; nil: neither is so.
 	NoIterator error
 
 	fixed atomic.Int64 // what a freeze costs beside its pages, as learned; nanoseconds
@@ -59,16 +60,19 @@ func New(ctx context.Context, config HostConfig) (*Host, error) {
 	if h.image, err = resource.LocalHost(ctx); err != nil {
 		return nil, fmt.Errorf("looking at this host: %w", err)
 	}
-	h.flags, h.NoIterator = procfs.NewFlagReader()
+	var noFlags, noSleeps error
+	h.readers.Flags, noFlags = procfs.NewFlagReader()
+	h.readers.Sleeps, noSleeps = procfs.NewSleepReader()
+	h.NoIterator = errors.Join(noFlags, noSleeps)
 	return h, nil
 }
 
 // Close lets go of what is shared. All migrations must have ended.
-func (h *Host) Close() error { return h.flags.Close() }
+func (h *Host) Close() error { return errors.Join(h.readers.Flags.Close(), h.readers.Sleeps.Close()) }
 
 // newDump starts taking the images of a tree.
 func (h *Host) newDump(allowDegraded bool) *resource.TreeDump {
-	d := resource.NewTreeDump(h.image, h.flags, h.digests)
+	d := resource.NewTreeDump(h.image, h.readers, h.digests)
 	d.AllowDegraded = allowDegraded
 	return d
 }

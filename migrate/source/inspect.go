@@ -77,10 +77,17 @@ func (h *Host) inspect(ctx context.Context, dump *resource.TreeDump, pid int) (m
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, p.release(), p.close()) }()
+	if err := dump.NoteWaits([]int{pid}); err != nil {
+		return nil, err
+	}
 	if err := p.stop(ctx); err != nil {
 		return nil, err
 	}
-	return dump.Dump(ctx, []*parasite.Process{p.stopped})
+	stopped, stops := []*parasite.Process{p.stopped}, uint64(1)
+	if err := dump.ContinueWaits(stopped, stops); err != nil {
+		return nil, err
+	}
+	return dump.Dump(ctx, stopped)
 }
 
 // refuse reports what keeps a process from being looked at at all.

@@ -55,6 +55,12 @@ func (m *Migration) stop(ctx context.Context) error {
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("stopping the process: %w", err)
 	}
+	const stops = 2 // by the group, then by ptrace
+	if m.dump != nil {
+		if err := m.dump.ContinueWaits(m.targets(), stops); err != nil {
+			return err
+		}
+	}
 	return m.group.Thaw()
 }
 
@@ -69,7 +75,10 @@ func (m *Migration) release() error {
 
 // standing calls f while the tree is stopped.
 func (m *Migration) standing(ctx context.Context, f func() error) error {
-	err := m.stop(ctx)
+	err := m.dump.NoteWaits(m.pids())
+	if err == nil {
+		err = m.stop(ctx)
+	}
 	if err == nil {
 		err = f()
 	}

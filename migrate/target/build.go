@@ -46,7 +46,8 @@ func (s *Shell) build(ctx context.Context, m *image.Image, verify *wire.Verify) 
 			return err
 		}
 	}
-	if err := s.restore(ctx, m); err != nil {
+	r := resource.NewTreeRestore(m, s.objects)
+	if err := s.restore(ctx, r); err != nil {
 		return err
 	}
 	for _, p := range s.processes {
@@ -57,7 +58,6 @@ func (s *Shell) build(ctx context.Context, m *image.Image, verify *wire.Verify) 
 	if err := s.group.Freeze(ctx); err != nil {
 		return err
 	}
-	r := resource.NewTreeRestore(m, s.objects)
 	for i, p := range s.processes {
 		if err := r.PutThreads(i, p.Process); err != nil {
 			return err
@@ -95,8 +95,7 @@ func (s *Shell) agrees(m *image.Image) error {
 	return s.growObjects(m.Objects)
 }
 
-func (s *Shell) restore(ctx context.Context, m *image.Image) error {
-	r := resource.NewTreeRestore(m, s.objects)
+func (s *Shell) restore(ctx context.Context, r *resource.TreeRestore) error {
 	var err error
 	for i, p := range s.processes {
 		if err = r.Process(ctx, i, p.Process); err != nil {

@@ -314,14 +314,19 @@ type workload struct {
 func startWorkload(t *testing.T, args ...string) *workload {
 	t.Helper()
 	dir := t.TempDir()
+	w := &workload{t: t, question: filepath.Join(dir, "question")}
+	w.pid = startProgram(t, filepath.Join(dir, "log"), buildWorkload(t, dir), append(args, "-ask", w.question)...)
+	w.ask()
+	return w
+}
+
+func buildWorkload(t *testing.T, dir string) string {
+	t.Helper()
 	binary := filepath.Join(dir, "workload")
 	if out, err := exec.Command("go", "build", "-o", binary, "github.com/pagurus-project/pagurus/e2e/workload").CombinedOutput(); err != nil {
 		t.Fatalf("building the workload: %v\n%s", err, out)
 	}
-	w := &workload{t: t, question: filepath.Join(dir, "question")}
-	w.pid = startProgram(t, filepath.Join(dir, "log"), binary, append(args, "-ask", w.question)...)
-	w.ask()
-	return w
+	return binary
 }
 
 func (w *workload) ask() {
