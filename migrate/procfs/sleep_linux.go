@@ -287,8 +287,15 @@ func (r *SleepReader) instructions(kernel *btf.Spec) (asm.Instructions, error) {
 	}
 	offset := make(map[string]int16)
 	for _, f := range [][2]string{
-		{"task_struct", "__state"}, {"task_struct", "thread_pid"}, {"task_struct", "nvcsw"}, {"task_struct", "stack"}, {"task_struct", "thread"},
-		{"thread_struct", "sp"}, {"pid", "level"}, {"pid", "numbers"}, {"upid", "nr"},
+		{"task_struct", "__state"},
+		{"task_struct", "thread_pid"},
+		{"task_struct", "nvcsw"},
+		{"task_struct", "stack"},
+		{"task_struct", "thread"},
+		{"thread_struct", "sp"},
+		{"pid", "level"},
+		{"pid", "numbers"},
+		{"upid", "nr"},
 	} {
 		var s *btf.Struct
 		if err := kernel.TypeByName(f[0], &s); err != nil {
