@@ -1,12 +1,10 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"runtime"
 	"slices"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,9 +12,6 @@ import (
 const (
 	maxSpans     = 64
 	maxSpanPages = 512 // 2 MiB
-
-	// longestRefusal is how long it may take until a mapping can be resized.
-	longestRefusal = 2 * time.Second
 
 	// Names of pages of spans are far from those of owners' pages.
 	firstSpan pageID = 1 << 40
@@ -41,7 +36,6 @@ type span struct {
 	data        []byte
 	generations []uint32
 	protection  int
-	refused     int64 // when mremap was first refused, in nanoseconds; 0: it was not
 }
 
 func (c *churner) run(ready chan<- struct{}) {
@@ -127,18 +121,6 @@ func (c *churner) mremap() error {
 	s := c.some()
 	pages := 1 + c.pick(maxSpanPages)
 	data, err := unix.Mremap(s.data, pages*pageSize, unix.MREMAP_MAYMOVE)
-	if errors.Is(err, unix.EFAULT) {
-		// While memory is copied, the kernel refuses to resize what was mapped or
-		// has grown just now. That has to pass.
-		if s.refused == 0 {
-			s.refused = monotonic()
-		}
-		if time.Duration(monotonic()-s.refused) < longestRefusal {
-			c.done["mremap refused"]++
-			return nil
-		}
-	}
-	s.refused = 0
 	if err != nil {
 		return fmt.Errorf("%d to %d pages: %w\n%s", len(s.generations), pages, err, mappingsOf(s.data))
 	}

@@ -73,91 +73,49 @@ func (a *Async) Close() error { return errors.Join(a.uffd.Close(), a.pagemap.Clo
 // Collect implements [Tracker].
 func (a *Async) Collect(ctx context.Context, mappings []image.Mapping) ([]Changes, error) {
 	all := make([]Changes, len(mappings))
+	var fresh []int
 	for i := range mappings {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		changes, err := a.collect(&mappings[i])
-		if err != nil {
-			return nil, fmt.Errorf("scanning %#x-%#x: %w", mappings[i].Start, mappings[i].End, err)
+		m := &mappings[i]
+		if unwritable(m) {
+			continue
 		}
-		all[i] = changes
+		again := scanArg{
+			flags:             scanCheckWPAsync | scanWPMatching,
+			categoryMask:      pageIsWritten,
+			categoryAnyOfMask: holding(m),
+		}
+		switch err := a.scan(m.AddressRange, again, m, &all[i]); {
+		case errors.Is(err, unix.EPERM): // it was made since, at least in part
+			fresh = append(fresh, i)
+		case err != nil:
+			return nil, fmt.Errorf("scanning %#x-%#x: %w", m.Start, m.End, err)
+		}
+	}
+	protectable, err := a.registerAll(mappings, fresh)
+	if err != nil {
+		return nil, fmt.Errorf("registering new mappings: %w", err)
+	}
+	for _, i := range fresh {
+		m := &mappings[i]
+		all[i] = Changes{Fresh: []Range{m.AddressRange}}
+		first := scanArg{categoryAnyOfMask: holding(m)}
+		if protectable[i] {
+			first.flags = scanWPMatching
+		}
+		if err := a.scan(m.AddressRange, first, m, &all[i]); err != nil {
+			return nil, fmt.Errorf("scanning %#x-%#x: %w", m.Start, m.End, err)
+		}
 	}
 	return all, a.recheckCopies(mappings, all)
-}
-
-// registerRests registers the rests of mappings that reach beyond a range that
-// was just registered: they were made or have grown since the range was listed.
-// Registering a part has split them, and a mapping in two parts cannot be resized
-// (mremap(2) answers EFAULT) until the other part is registered too and the
-// kernel joins them again. What is in the rests counts as written in the next
-// round, and what is not in them as gone in the last one.
-func (a *Async) registerRests(r Range) error {
-	vmas, err := a.proc.Maps()
-	if err != nil {
-		return err
-	}
-	for i := 1; i < len(vmas); i++ {
-		before, after := &vmas[i-1], &vmas[i]
-		if before.End != after.Start || before.Prot != after.Prot || before.Shared || after.Shared ||
-			before.Inode != 0 || after.Inode != 0 || before.Name != after.Name {
-			continue
-		}
-		var rest Range
-		switch before.End {
-		case r.End:
-			rest = Range{Start: after.Start, End: after.End}
-		case r.Start:
-			rest = Range{Start: before.Start, End: before.End}
-		default:
-			continue
-		}
-		// If it is gone again, or cannot be registered, it is for the next round.
-		if err := register(int(a.uffd.Fd()), rest); errors.Is(err, unix.ESRCH) {
-			return err
-		}
-	}
-	return nil
 }
 
 // unwritable reports that nothing can ever be stored through a mapping: one of
 // a file or object that was opened for reading only or is sealed. The kernel
 // refuses to register it.
 func unwritable(m *image.Mapping) bool { return m.Shared && m.Flags&image.FlagMayWrite == 0 }
-
-func (a *Async) collect(m *image.Mapping) (Changes, error) {
-	c := Changes{}
-	if unwritable(m) {
-		return c, nil
-	}
-	again := scanArg{
-		flags:             scanCheckWPAsync | scanWPMatching,
-		categoryMask:      pageIsWritten,
-		categoryAnyOfMask: holding(m),
-	}
-	err := a.scan(m.AddressRange, again, m, &c)
-	if !errors.Is(err, unix.EPERM) {
-		return c, err
-	}
-	// A mapping that was made since, at least in part.
-	c = Changes{Fresh: []Range{m.AddressRange}}
-	first := scanArg{flags: scanWPMatching, categoryAnyOfMask: holding(m)}
-	switch err := register(int(a.uffd.Fd()), m.AddressRange); {
-	case errors.Is(err, unix.EBUSY):
-		first.flags = 0 // the program's own userfaultfd: cannot be protected, is always fresh
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOMEM):
-		// Gone again, or of a kind that cannot be tracked.
-		first.flags = 0
-	case errors.Is(err, unix.ESRCH):
-		return Changes{}, err
-	case err != nil:
-		return Changes{}, fmt.Errorf("registering: %w", err)
-	}
-	if err := a.registerRests(m.AddressRange); err != nil {
-		return c, err
-	}
-	return c, a.scan(m.AddressRange, first, m, &c)
-}
 
 // Final implements [Tracker]. The mappings are divided among the processors.
 func (a *Async) Final(ctx context.Context, mappings []image.Mapping) ([]Changes, error) {

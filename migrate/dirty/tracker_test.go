@@ -257,11 +257,7 @@ func TestReplacedMapping(t *testing.T) {
 // remap puts new, empty memory in the place of memory.
 func remap(t *testing.T, memory []byte) {
 	t.Helper()
-	_, _, errno := unix.Syscall6(unix.SYS_MMAP, uintptr(addressOf(memory)), uintptr(len(memory)), readWrite,
-		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED, ^uintptr(0), 0)
-	if errno != 0 {
-		t.Fatal(errno)
-	}
+	mapAt(t, mapping(memory).AddressRange)
 }
 
 func TestHugePages(t *testing.T) {
