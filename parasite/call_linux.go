@@ -205,6 +205,32 @@ func (t *Thread) BeginCall(ctx context.Context, nr int, args [6]uint64) (bool, e
 	return interrupted, err
 }
 
+// PlainSyscall makes one system call in a thread of a launched process without
+// the breakpoint that ends a batch. The kernel puts the action of the signal that
+// a breakpoint raises back to the default if it is ignored, so what comes after
+// SIGTRAP is ignored is called like this.
+func (t *Thread) PlainSyscall(ctx context.Context, nr uintptr, args ...uintptr) (uintptr, error) {
+	call := Call{Nr: nr}
+	copy(call.Args[:], args)
+	err := t.process.tracer.Do(func() error { return t.callPlainly(ctx, &call) })
+	if err != nil {
+		return 0, err
+	}
+	return call.Result, call.Err()
+}
+
+func (t *Thread) callPlainly(ctx context.Context, call *Call) error {
+	if err := t.enterCall(call); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if err := t.followCall(ctx, call); err != nil {
+		return err
+	}
+	return t.leaveCall(ctx)
+}
+
 // enterCall points a thread at an instruction in the vDSO that makes the call.
 func (t *Thread) enterCall(call *Call) error {
 	at, err := t.process.syscallInVDSO()

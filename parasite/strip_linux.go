@@ -3,7 +3,6 @@ package parasite
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -16,18 +15,12 @@ import (
 // Detach.
 func (p *Process) Strip(ctx context.Context) error {
 	return p.tracer.Do(func() error {
-		t := p.threads[p.pid]
 		call := unmap(p.scratch.Code, ScratchBytes)
-		if err := t.enterCall(&call); err != nil {
-			return err
-		}
-		ctx, cancel := context.WithTimeout(ctx, callTimeout)
-		defer cancel()
-		if err := t.followCall(ctx, &call); err != nil {
+		if err := p.threads[p.pid].callPlainly(ctx, &call); err != nil {
 			return err
 		}
 		p.scratch = Scratch{}
-		return errors.Join(t.leaveCall(ctx), call.Err())
+		return call.Err()
 	})
 }
 

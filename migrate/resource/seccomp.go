@@ -119,9 +119,7 @@ func installFilters(r *ProcessRestore, t *image.Thread, flags uintptr) error {
 func (r *ProcessRestore) enterStrict() error {
 	for i := range r.Process.Threads {
 		if t := &r.Process.Threads[i]; t.SeccompStrict {
-			b := r.Shell.Thread(t.TID).Batch(r.Ctx)
-			b.Call(unix.SYS_PRCTL, unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_STRICT, 0, 0, 0)
-			if err := runAll(r.Ctx, b); err != nil {
+			if _, err := r.Shell.Thread(t.TID).PlainSyscall(r.Ctx, unix.SYS_PRCTL, unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_STRICT); err != nil {
 				return fmt.Errorf("thread %d: %w", t.TID, err)
 			}
 		}

@@ -47,11 +47,29 @@ var signalActions = processKind{
 	restore: func(r *ProcessRestore) error {
 		b := r.batch()
 		for _, a := range r.Process.Actions {
-			abi := sigactionABI{handler: a.Handler, flags: a.Flags, restorer: a.Restorer, mask: a.Mask}
+			abi := actionABI(&a)
 			b.Call(unix.SYS_RT_SIGACTION, uintptr(a.Signal), parasite.Struct(b, &abi), 0, sigsetBytes)
 		}
 		return runAll(r.Ctx, b)
 	},
+}
+
+// settleTraps sets the action of SIGTRAP once more, after the last breakpoint.
+func (r *ProcessRestore) settleTraps() error {
+	for i := range r.Process.Actions {
+		a := &r.Process.Actions[i]
+		if unix.Signal(a.Signal) != unix.SIGTRAP {
+			continue
+		}
+		memory, abi := r.Shell.Scratch().Data, actionABI(a)
+		if err := r.Shell.WriteMemory(memory, bytesOf(&abi)); err != nil {
+			return err
+		}
+		if _, err := r.leader().PlainSyscall(r.Ctx, unix.SYS_RT_SIGACTION, uintptr(a.Signal), memory, 0, sigsetBytes); err != nil {
+			return fmt.Errorf("setting the action of %v: %w", unix.SIGTRAP, err)
+		}
+	}
+	return nil
 }
 
 const (
@@ -67,6 +85,10 @@ type sigactionABI struct {
 	flags    uint64
 	restorer uint64
 	mask     uint64
+}
+
+func actionABI(a *image.SignalAction) sigactionABI {
+	return sigactionABI{handler: a.Handler, flags: a.Flags, restorer: a.Restorer, mask: a.Mask}
 }
 
 // pendingSignals: signals that were sent and not delivered. While a shell is

@@ -95,6 +95,9 @@ func (r *ProcessRestore) finish() error {
 	if err := r.resumeWaits(passed); err != nil {
 		return fmt.Errorf("resuming what process %d waits in: %w", r.Process.PID, err)
 	}
+	if err := r.settleTraps(); err != nil {
+		return err
+	}
 	if err := r.enterStrict(); err != nil {
 		return fmt.Errorf("entering strict mode: %w", err)
 	}

@@ -317,6 +317,7 @@ fcntl.fcntl(a, fcntl.F_SETOWN, os.getpid()); fcntl.fcntl(a, fcntl.F_SETSIG if ha
 # Signals and timers.
 signal.signal(signal.SIGUSR1, lambda n, f: None)
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGTRAP, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2, signal.SIGRTMIN + 1, signal.SIGWINCH])
 libc.sigqueue(os.getpid(), signal.SIGRTMIN + 1, ctypes.c_void_p(4711))
 libc.sigqueue(os.getpid(), signal.SIGRTMIN + 1, ctypes.c_void_p(4712))
