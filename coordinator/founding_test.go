@@ -38,8 +38,9 @@ func TestFounding(t *testing.T) {
 	c.Boot("three")
 	leader := c.Leader()
 	for _, name := range names {
-		s := c.AwaitStatus(name, func(s api.Status) bool { return s.Leader == leader })
-		if !s.Bootstrapped || !slices.Equal(voters(s), names) {
+		// One that looked last was asked for its vote, and knows the leader before the log.
+		s := c.AwaitStatus(name, func(s api.Status) bool { return s.Leader == leader && s.Bootstrapped })
+		if !slices.Equal(voters(s), names) {
 			t.Errorf("%s: %+v", name, s)
 		}
 	}
