@@ -93,6 +93,9 @@ func Start(c Config) (_ *Agent, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := a.undoInspections(); err != nil {
+		return nil, err
+	}
 
 	// Every port is taken before gossip tells anybody of it.
 	orders, err := a.listen("gRPC", c.GRPCPort)

@@ -13,8 +13,9 @@ import (
 // A Source is the engine's half that moves processes away from this host.
 type Source interface {
 	// Inspect reads what the tree below a process consists of. The process may
-	// stand still for a moment, and is as before when Inspect returns.
-	Inspect(ctx context.Context, pid int, o migrate.Options) (Inspection, error)
+	// stand still for a moment, and is as before when Inspect returns; until then
+	// the plan that was saved last undoes everything, as for a migration.
+	Inspect(ctx context.Context, c SourceConfig) (Inspection, error)
 	// Start makes a migration; the process has not been touched when it returns.
 	Start(ctx context.Context, c SourceConfig) (Outgoing, error)
 	// Recover takes up what an agent that died has left, by its last plan.

@@ -71,8 +71,8 @@ type sourceEngine struct{ host *source.Host }
 
 var _ Source = sourceEngine{}
 
-func (s sourceEngine) Inspect(ctx context.Context, pid int, o migrate.Options) (Inspection, error) {
-	i, err := s.host.Inspect(ctx, pid, o)
+func (s sourceEngine) Inspect(ctx context.Context, c SourceConfig) (Inspection, error) {
+	i, err := s.host.Inspect(ctx, configOf(c))
 	if err != nil {
 		return Inspection{}, err
 	}
@@ -80,13 +80,17 @@ func (s sourceEngine) Inspect(ctx context.Context, pid int, o migrate.Options) (
 }
 
 func (s sourceEngine) Start(ctx context.Context, c SourceConfig) (Outgoing, error) {
-	m, err := s.host.Start(ctx, source.Config{
-		Migration: c.Migration, Epoch: c.Epoch, PID: c.PID, Options: c.Options, Token: c.Token, Save: saver[source.Plan](c.Save),
-	})
+	m, err := s.host.Start(ctx, configOf(c))
 	if err != nil {
 		return nil, err
 	}
 	return outgoingMigration{m}, nil
+}
+
+func configOf(c SourceConfig) source.Config {
+	return source.Config{
+		Migration: c.Migration, Epoch: c.Epoch, PID: c.PID, Options: c.Options, Token: c.Token, Save: saver[source.Plan](c.Save),
+	}
 }
 
 func (s sourceEngine) Recover(ctx context.Context, plan json.RawMessage, save func(json.RawMessage) error) (Outgoing, error) {

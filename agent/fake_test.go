@@ -145,11 +145,11 @@ var (
 	_ Incoming = (*fakeIncoming)(nil)
 )
 
-func (s fakeSource) Inspect(ctx context.Context, pid int, _ migrate.Options) (Inspection, error) {
+func (s fakeSource) Inspect(ctx context.Context, c SourceConfig) (Inspection, error) {
 	if err := s.step(ctx, "inspect"); err != nil {
 		return Inspection{}, err
 	}
-	return Inspection{Blockers: s.blockers, Inventory: inventory(pid)}, nil
+	return Inspection{Blockers: s.blockers, Inventory: inventory(c.PID)}, nil
 }
 
 // inventory is as little as an image can consist of.

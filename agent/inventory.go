@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -123,7 +124,47 @@ func (a *Agent) inspect(ctx context.Context, pid int, migration string, o migrat
 	if !ok {
 		return look, nil
 	}
-	return a.config.Source.Inspect(ctx, pid, o)
+	id := inspectionOf(pid)
+	looked, err := a.config.Source.Inspect(ctx, SourceConfig{
+		Migration: id, PID: pid, Options: o,
+		Save: func(plan json.RawMessage) error { return a.journal.writeInspection(id, plan) },
+	})
+	if err != nil {
+		return looked, err // the plan stays: perhaps not everything could be undone
+	}
+	return looked, a.journal.removeInspection(id)
+}
+
+// inspectionOf names an inspection as if it were a migration.
+func inspectionOf(pid int) string { return fmt.Sprintf("inspection-%d", pid) }
+
+// undoInspections undoes what is left of the inspections during which an earlier
+// agent died. What cannot be undone is tried again by the next agent.
+func (a *Agent) undoInspections() error {
+	plans, err := a.journal.readInspections()
+	if err != nil {
+		return err
+	}
+	for id, plan := range plans {
+		ctx, cancel := context.WithTimeout(a.alive, a.timing.Undo)
+		err := a.undoInspection(ctx, id, plan)
+		cancel()
+		if err != nil {
+			a.logger.Error("undoing an inspection", keyMigration, id, keyError, err)
+		}
+	}
+	return nil
+}
+
+func (a *Agent) undoInspection(ctx context.Context, id string, plan json.RawMessage) error {
+	m, err := a.config.Source.Recover(ctx, plan, func(plan json.RawMessage) error { return a.journal.writeInspection(id, plan) })
+	if err != nil {
+		return err
+	}
+	if _, err := m.Resume(ctx); err != nil {
+		return err
+	}
+	return a.journal.removeInspection(id)
 }
 
 // glance finds what rules a process out at once. ok says that nothing does.

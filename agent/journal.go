@@ -20,14 +20,16 @@ import (
 //	STATE_DIR/agent.lock                    held by the agent that runs
 //	STATE_DIR/migrations/ID-source.json     an entry
 //	STATE_DIR/migrations/ID-target.json
+//	STATE_DIR/inspections/ID.json           a plan of the engine
 //
 // An entry is replaced by rename, so that it is the old one or the new one
 // whenever the agent dies. It is not synced: what it undoes dies with the
 // boot, and entries of another boot are thrown away.
 type journal struct {
-	dir  string
-	boot string
-	lock *os.File
+	dir   string
+	looks string // where the inspections are
+	boot  string
+	lock  *os.File
 }
 
 // A phase is how far a session has come. It says what an agent that starts
@@ -81,9 +83,11 @@ func openJournal(stateDir string) (_ *journal, err error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &journal{dir: filepath.Join(stateDir, "migrations"), boot: strings.TrimSpace(string(boot))}
-	if err := os.MkdirAll(j.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("making the journal: %w", err)
+	j := &journal{dir: filepath.Join(stateDir, "migrations"), looks: filepath.Join(stateDir, "inspections"), boot: strings.TrimSpace(string(boot))}
+	for _, dir := range []string{j.dir, j.looks} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("making the journal: %w", err)
+		}
 	}
 	j.lock, err = os.OpenFile(filepath.Join(stateDir, "agent.lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -108,56 +112,76 @@ func (j *journal) path(e *entry) string {
 // write keeps an entry.
 func (j *journal) write(e *entry) error {
 	e.Version, e.Boot = journalVersion, j.boot
-	data, err := json.Marshal(e)
+	return replace(j.path(e), e)
+}
+
+// remove forgets an entry.
+func (j *journal) remove(e *entry) error { return forget(j.path(e)) }
+
+// replace writes a file of the journal.
+func replace(path string, content any) error {
+	data, err := json.Marshal(content)
 	if err != nil {
 		return fmt.Errorf("writing the journal: %w", err)
 	}
-	temporary := j.path(e) + ".new"
+	temporary := path + newSuffix
 	if err := os.WriteFile(temporary, data, 0o600); err != nil {
 		return fmt.Errorf("writing the journal: %w", err)
 	}
-	if err := os.Rename(temporary, j.path(e)); err != nil {
+	if err := os.Rename(temporary, path); err != nil {
 		return fmt.Errorf("writing the journal: %w", err)
 	}
 	return nil
 }
 
-// remove forgets an entry.
-func (j *journal) remove(e *entry) error {
-	if err := os.Remove(j.path(e)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+const newSuffix = ".new"
+
+func forget(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing from the journal: %w", err)
 	}
 	return nil
 }
 
-// read returns all entries of this boot. One that cannot be read is an error:
-// there may be a frozen process behind it.
-func (j *journal) read() ([]entry, error) {
-	files, err := os.ReadDir(j.dir)
+// files reads all files of a directory of the journal, by their paths.
+func files(dir string) (map[string][]byte, error) {
+	listed, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("reading the journal: %w", err)
 	}
-	var entries []entry
-	for _, f := range files {
-		path := filepath.Join(j.dir, f.Name())
-		if strings.HasSuffix(path, ".new") { // the agent died before it counted
-			if err := os.Remove(path); err != nil {
-				return nil, fmt.Errorf("reading the journal: %w", err)
+	all := make(map[string][]byte, len(listed))
+	for _, f := range listed {
+		path := filepath.Join(dir, f.Name())
+		if strings.HasSuffix(path, newSuffix) { // the agent died before it counted
+			if err := forget(path); err != nil {
+				return nil, err
 			}
 			continue
 		}
-		data, err := os.ReadFile(path)
-		if err != nil {
+		if all[path], err = os.ReadFile(path); err != nil {
 			return nil, fmt.Errorf("reading the journal: %w", err)
 		}
+	}
+	return all, nil
+}
+
+// read returns all entries of this boot. One that cannot be read is an error:
+// there may be a frozen process behind it.
+func (j *journal) read() ([]entry, error) {
+	found, err := files(j.dir)
+	if err != nil {
+		return nil, err
+	}
+	var entries []entry
+	for path, data := range found {
 		var e entry
 		if err := json.Unmarshal(data, &e); err != nil {
 			return nil, fmt.Errorf("reading the journal: %s: %w", path, err)
 		}
 		switch {
 		case e.Boot != j.boot:
-			if err := os.Remove(path); err != nil {
-				return nil, fmt.Errorf("reading the journal: %w", err)
+			if err := forget(path); err != nil {
+				return nil, err
 			}
 		case e.Version != journalVersion || !idPattern.MatchString(e.Migration) || j.path(&e) != path || !e.Phase.of(e.Side):
 			return nil, fmt.Errorf("reading the journal: %s is not an entry of version %d", path, journalVersion)
@@ -179,4 +203,42 @@ func (p phase) of(side migrate.Side) bool {
 		return side == migrate.SideSource || side == migrate.SideTarget
 	}
 	return false
+}
+
+// An inspectionEntry is what has to be remembered of a look at a process.
+type inspectionEntry struct {
+	Boot string          `json:"boot"`
+	Plan json.RawMessage `json:"plan"`
+}
+
+func (j *journal) inspection(id string) string { return filepath.Join(j.looks, id+".json") }
+
+func (j *journal) writeInspection(id string, plan json.RawMessage) error {
+	return replace(j.inspection(id), inspectionEntry{Boot: j.boot, Plan: plan})
+}
+
+func (j *journal) removeInspection(id string) error { return forget(j.inspection(id)) }
+
+// readInspections returns the plans of inspections of this boot that were not
+// removed, by their ids.
+func (j *journal) readInspections() (map[string]json.RawMessage, error) {
+	found, err := files(j.looks)
+	if err != nil {
+		return nil, err
+	}
+	plans := make(map[string]json.RawMessage)
+	for path, data := range found {
+		var e inspectionEntry
+		if err := json.Unmarshal(data, &e); err != nil {
+			return nil, fmt.Errorf("reading the journal: %s: %w", path, err)
+		}
+		if e.Boot != j.boot {
+			if err := forget(path); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		plans[strings.TrimSuffix(filepath.Base(path), ".json")] = e.Plan
+	}
+	return plans, nil
 }

@@ -33,11 +33,26 @@ func (t *Thread) needScratch(ctx context.Context) error {
 	if p.launched {
 		return fmt.Errorf("process %d has no scratch memory", p.pid)
 	}
-	const anonymous = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
+	return t.mapScratch(ctx, Scratch{}, 0)
+}
+
+// ScratchAt is scratch memory of [ScratchBytes] bytes at one place.
+func ScratchAt(addr uintptr) Scratch { return Scratch{Code: addr, Data: addr + pageSize} }
+
+// MapScratch maps the memory of ours in a seized process at a place that is
+// free, and so can be known before. Without it, the first batch of a process
+// maps memory wherever the kernel likes.
+func (t *Thread) MapScratch(ctx context.Context, at Scratch) error {
+	return t.process.tracer.Do(func() error { return t.mapScratch(ctx, at, unix.MAP_FIXED_NOREPLACE) })
+}
+
+func (t *Thread) mapScratch(ctx context.Context, at Scratch, fixed uintptr) error {
+	p := t.process
+	anonymous := unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | fixed
 	nowhere := ^uintptr(0)
 	calls := []Call{
-		{Nr: unix.SYS_MMAP, Args: [6]uintptr{0, pageSize, unix.PROT_READ | unix.PROT_EXEC, anonymous, nowhere, 0}},
-		{Nr: unix.SYS_MMAP, Args: [6]uintptr{0, scratchBytes, unix.PROT_READ | unix.PROT_WRITE, anonymous, nowhere, 0}},
+		{Nr: unix.SYS_MMAP, Args: [6]uintptr{at.Code, pageSize, unix.PROT_READ | unix.PROT_EXEC, anonymous, nowhere, 0}},
+		{Nr: unix.SYS_MMAP, Args: [6]uintptr{at.Data, scratchBytes, unix.PROT_READ | unix.PROT_WRITE, anonymous, nowhere, 0}},
 	}
 	if err := t.callInRoom(ctx, calls); err != nil {
 		return err

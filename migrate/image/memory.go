@@ -1,5 +1,7 @@
 package image
 
+import "fmt"
+
 // A Memory is an address space.
 type Memory struct {
 	Space    uint32    `cbor:"space"`
@@ -23,6 +25,33 @@ type AddressRange struct {
 
 // Bytes is the size of the range.
 func (r AddressRange) Bytes() uint64 { return r.End - r.Start }
+
+// Bounds of where a Hole is: far from where programs start, and within the 47
+// bits that every processor has.
+const (
+	holeFrom = 1 << 32
+	holeTo   = 1 << 46
+	holeGap  = 1 << 30 // from whatever may grow
+)
+
+// Hole is an address at which size bytes are free between the occupied ranges,
+// which are in order.
+func Hole(size uint64, occupied []AddressRange) (uint64, error) {
+	at := uint64(holeFrom)
+	for _, r := range occupied {
+		if r.End <= at {
+			continue
+		}
+		if r.Start >= at+size+holeGap {
+			break
+		}
+		at = r.End + holeGap
+	}
+	if at+size > holeTo {
+		return 0, fmt.Errorf("no %d bytes of address space are free", size)
+	}
+	return at, nil
+}
 
 // Marks are the addresses that the kernel remembers of an address space
 // (struct prctl_mm_map, include/uapi/linux/prctl.h).

@@ -80,8 +80,9 @@ func (d *TreeDump) noteSleeps(p procfs.Process) error {
 
 // ContinueWaits has calls of stopped processes that would be made again from
 // their beginning go on with what is left of their time-outs, where that can be
-// done. Stops is how often each thread was put to sleep to stop it.
-func (d *TreeDump) ContinueWaits(stopped []*parasite.Process, stops uint64) error {
+// done. The processes were stopped by their control group, then by ptrace.
+func (d *TreeDump) ContinueWaits(stopped []*parasite.Process) error {
+	const stops = 2 // each puts a thread to sleep once
 	if len(d.waits.sleeps) == 0 {
 		return nil
 	}

@@ -127,23 +127,20 @@ func (m *Migration) patience(s *survey) time.Duration {
 // stands still whatever becomes of us.
 func (m *Migration) takeImage(ctx context.Context) error {
 	targets := m.targets()
-	if err := m.planScratch(ctx); err != nil {
+	if err := m.mapScratch(ctx); err != nil {
 		return err
 	}
 	var err error
 	if m.image, err = m.dump.Dump(ctx, targets); err != nil {
 		return fmt.Errorf("reading the state of the process: %w", err)
 	}
-	for i := range m.image.Processes {
-		mem := &m.image.Processes[i].Memory
-		mem.Mappings = withoutScratch(mem.Mappings, m.plan.Processes[i].Scratch)
-	}
+	m.withoutScratch(m.image)
 	if err := m.blocked(); err != nil {
 		return err
 	}
 	if resource.HasLocks(m.image) {
 		m.plan.Locks = locksOf(m.image)
-		if err := m.planScratch(ctx); err != nil {
+		if err := m.mapScratch(ctx); err != nil {
 			return err
 		}
 		if err := resource.ReleaseLocks(ctx, m.image, targets); err != nil {
@@ -153,42 +150,6 @@ func (m *Migration) takeImage(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, standTimeout)
 	defer cancel()
 	return m.group.Freeze(ctx)
-}
-
-// planScratch maps memory for remote calls in the processes and notes where it
-// is, so that it does not stay there if we die before it is unmapped again.
-func (m *Migration) planScratch(ctx context.Context) error {
-	for i, p := range m.processes {
-		if err := p.leader().Batch(ctx).Run(ctx); err != nil {
-			return fmt.Errorf("mapping memory for remote calls in process %d: %w", p.pid, err)
-		}
-		scratch := p.stopped.Scratch()
-		m.plan.Processes[i].Scratch = &scratch
-	}
-	return m.save()
-}
-
-// withoutScratch takes memory of ours out of a list of mappings. The kernel may
-// have joined it with memory of the program's.
-func withoutScratch(mappings []image.Mapping, scratch *parasite.Scratch) []image.Mapping {
-	ours := union(scratchRanges(scratch))
-	var all []image.Mapping
-	for i := range mappings {
-		for _, part := range (ranges{mappings[i].AddressRange}).without(ours) {
-			m := mappings[i]
-			m.AddressRange = part // where that is less, the mapping is anonymous as ours is
-			all = append(all, m)
-		}
-	}
-	return all
-}
-
-func scratchRanges(s *parasite.Scratch) []image.AddressRange {
-	code, data := uint64(s.Code), uint64(s.Data)
-	return []image.AddressRange{
-		{Start: code, End: code + image.PageSize},
-		{Start: data, End: data + parasite.ScratchBytes - image.PageSize},
-	}
 }
 
 func (m *Migration) targets() []*parasite.Process {

@@ -29,29 +29,64 @@ type Inspection struct {
 
 // Inspect stops the process for a moment, reads what it consists of and lets it
 // go on. What stands in the way of a migration is in the result, not an error.
-func (h *Host) Inspect(ctx context.Context, pid int, o migrate.Options) (*Inspection, error) {
-	in := &Inspection{Blockers: h.refuse(pid)}
-	if p, err := Describe(pid); err == nil {
+// Of the configuration, Epoch and Token are not used. Save is called as for a
+// migration; the plan is worth nothing any more when Inspect has returned
+// without an error.
+func (h *Host) Inspect(ctx context.Context, c Config) (*Inspection, error) {
+	in := &Inspection{Blockers: h.refuse(c.PID)}
+	if p, err := Describe(c.PID); err == nil {
 		in.Tree = append(in.Tree, p)
 	}
 	if len(in.Blockers) > 0 {
 		return in, nil
 	}
-	dump := h.newDump(o.AllowDegraded)
-	dump.Inspect = true
-	m, err := h.inspect(ctx, dump, pid)
-	in.Blockers, in.Warnings = distinct(dump.Blockers), distinct(dump.Warnings)
+	m, err := h.Start(ctx, c)
+	if err == nil {
+		m.dump.Inspect = true
+		in.Inventory, err = m.inspect(ctx)
+		in.Blockers, in.Warnings = distinct(m.dump.Blockers), distinct(m.dump.Warnings)
+		if _, undone := m.Resume(ctx); undone != nil {
+			return nil, errors.Join(err, undone)
+		}
+	}
 	switch {
 	case errors.Is(err, procfs.ErrGone), errors.Is(err, parasite.ErrGone), errors.Is(err, ErrProcess), errors.Is(err, unix.ESRCH):
-		in.Blockers = append(in.Blockers, migrate.Findingf(migrate.CodeProcessVanished, "", "process %d: %v", pid, err))
+		in.Blockers = append(in.Blockers, migrate.Findingf(migrate.CodeProcessVanished, "", "process %d: %v", c.PID, err))
 	case errors.Is(err, resource.ErrTryAgain):
-		in.Blockers = append(in.Blockers, migrate.Findingf(migrate.CodeProcessState, "try again", "process %d: %v", pid, err))
+		in.Blockers = append(in.Blockers, migrate.Findingf(migrate.CodeProcessState, "try again", "process %d: %v", c.PID, err))
 	case err != nil && len(in.Blockers) == 0:
-		return nil, errors.Join(fmt.Errorf("inspecting process %d: %w", pid, err), dump.Close())
-	case err == nil:
-		in.Inventory = m
+		return nil, fmt.Errorf("inspecting process %d: %w", c.PID, err)
 	}
-	return in, dump.Close()
+	return in, nil
+}
+
+// inspect takes an image of what the process is now, but for its memory.
+func (m *Migration) inspect(ctx context.Context) (*image.Image, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.dump.CheckProcess(m.config.PID); err != nil {
+		return nil, err
+	}
+	// What is learned from the running process makes the stop shorter.
+	if _, err := m.dump.Layout(0, m.pids()); err != nil {
+		return nil, err
+	}
+	if err := m.enclose(); err != nil {
+		return nil, err
+	}
+	var inventory *image.Image
+	err := m.standing(ctx, func() error {
+		err := m.mapScratch(ctx)
+		if err == nil {
+			inventory, err = m.dump.Dump(ctx, m.targets())
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	m.withoutScratch(inventory)
+	return inventory, nil
 }
 
 func distinct(findings []migrate.Finding) []migrate.Finding {
@@ -62,32 +97,6 @@ func distinct(findings []migrate.Finding) []migrate.Finding {
 		}
 	}
 	return all
-}
-
-func (h *Host) inspect(ctx context.Context, dump *resource.TreeDump, pid int) (m *image.Image, err error) {
-	if err := dump.CheckProcess(pid); err != nil {
-		return nil, err
-	}
-	// What is learned from the running process makes the stop shorter.
-	if _, err := dump.Layout(0, []int{pid}); err != nil {
-		return nil, err
-	}
-	p, err := openProcess(h.config.CgroupRoot, pid)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, p.release(), p.close()) }()
-	if err := dump.NoteWaits([]int{pid}); err != nil {
-		return nil, err
-	}
-	if err := p.stop(ctx); err != nil {
-		return nil, err
-	}
-	stopped, stops := []*parasite.Process{p.stopped}, uint64(1)
-	if err := dump.ContinueWaits(stopped, stops); err != nil {
-		return nil, err
-	}
-	return dump.Dump(ctx, stopped)
 }
 
 // refuse reports what keeps a process from being looked at at all.

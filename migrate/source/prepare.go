@@ -55,9 +55,8 @@ func (m *Migration) stop(ctx context.Context) error {
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("stopping the process: %w", err)
 	}
-	const stops = 2 // by the group, then by ptrace
 	if m.dump != nil {
-		if err := m.dump.ContinueWaits(m.targets(), stops); err != nil {
+		if err := m.dump.ContinueWaits(m.targets()); err != nil {
 			return err
 		}
 	}

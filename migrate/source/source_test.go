@@ -169,12 +169,17 @@ func start(t testing.TB, h *Host, pid int, o migrate.Options) *Migration {
 	return m
 }
 
+// inspection is the configuration of a look at a process.
+func inspection(pid int) Config {
+	return Config{Migration: "inspection", PID: pid, Save: func(Plan) error { return nil }}
+}
+
 func TestInspect(t *testing.T) {
 	h := newHost(t)
 	v := startVictim(t, "churn")
 	was := look(t, h, v.pid)
 	for range 5 {
-		in, err := h.Inspect(t.Context(), v.pid, migrate.Options{})
+		in, err := h.Inspect(t.Context(), inspection(v.pid))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -210,7 +215,7 @@ func TestInspectRefuses(t *testing.T) {
 		{1, migrate.CodeInit},
 		{os.Getpid(), migrate.CodeOwnDaemon},
 	} {
-		in, err := h.Inspect(t.Context(), test.pid, migrate.Options{})
+		in, err := h.Inspect(t.Context(), inspection(test.pid))
 		if err != nil {
 			t.Fatal(err)
 		}

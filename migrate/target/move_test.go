@@ -238,7 +238,7 @@ func move(t *testing.T, host *source.Host, pid int, options migrate.Options) *de
 	t.Helper()
 	ctx := t.Context()
 	d := newDestination(t)
-	inspection, err := host.Inspect(ctx, pid, options)
+	inspection, err := host.Inspect(ctx, source.Config{Migration: "inspection", PID: pid, Options: options, Save: func(source.Plan) error { return nil }})
 	if err != nil {
 		t.Fatal("inspecting:", err)
 	}

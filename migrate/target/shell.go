@@ -184,7 +184,7 @@ func (p *process) moveKernelMappings(ctx context.Context, wanted []image.Mapping
 	}
 	// By way of a place that is free in both worlds: where they are to go may
 	// overlap with where they are.
-	between, err := hole(have[len(have)-1].End-have[0].Start, p.occupied(wanted, have))
+	between, err := image.Hole(have[len(have)-1].End-have[0].Start, p.occupied(wanted, have))
 	if err != nil {
 		return err
 	}
@@ -243,7 +243,7 @@ func (p *process) moveScratchAway(ctx context.Context, wanted []image.Mapping) e
 	if err != nil {
 		return err
 	}
-	addr, err := hole(parasite.ScratchBytes, p.occupied(wanted, have))
+	addr, err := image.Hole(parasite.ScratchBytes, p.occupied(wanted, have))
 	if err != nil {
 		return err
 	}
@@ -269,32 +269,6 @@ func (p *process) occupied(wanted, kernels []image.Mapping) []image.AddressRange
 		return 0
 	})
 	return all
-}
-
-// Bounds of where scratch memory is put: far from where programs start, and
-// within the 47 bits that every processor has.
-const (
-	holeFrom = 1 << 32
-	holeTo   = 1 << 46
-	holeGap  = 1 << 30 // from whatever may grow
-)
-
-// hole finds size bytes that are free between the occupied ranges, which are in order.
-func hole(size uint64, occupied []image.AddressRange) (uint64, error) {
-	at := uint64(holeFrom)
-	for _, r := range occupied {
-		if r.End <= at {
-			continue
-		}
-		if r.Start >= at+size+holeGap {
-			break
-		}
-		at = r.End + holeGap
-	}
-	if at+size > holeTo {
-		return 0, fmt.Errorf("no %d bytes of address space are free", size)
-	}
-	return at, nil
 }
 
 // run runs a batch in which every call must succeed.
