@@ -32,6 +32,9 @@ type Async struct {
 	// page (zap_install_uffd_wp_if_needed, mm/memory.c), and it does not count
 	// as written.
 	copies []Range
+	// tables are the parts of anonymous memory that have page tables, of which
+	// pages that hold nothing are protected too.
+	tables []Range
 }
 
 // NewAsync takes over a userfaultfd that was made inside process pid.
@@ -87,10 +90,15 @@ func (a *Async) Collect(ctx context.Context, mappings []image.Mapping) ([]Change
 			categoryMask:      pageIsWritten,
 			categoryAnyOfMask: holding(m),
 		}
-		switch err := a.scan(m.AddressRange, again, m, &all[i]); {
-		case errors.Is(err, unix.EPERM): // it was made since, at least in part
+		err := a.scan(m.AddressRange, again, m, &all[i])
+		if errors.Is(err, unix.EPERM) { // it was made since, at least in part
 			fresh = append(fresh, i)
-		case err != nil:
+			continue
+		}
+		if err == nil {
+			err = a.protectHoles(m, &all[i])
+		}
+		if err != nil {
 			return nil, fmt.Errorf("scanning %#x-%#x: %w", m.Start, m.End, err)
 		}
 	}
@@ -105,11 +113,59 @@ func (a *Async) Collect(ctx context.Context, mappings []image.Mapping) ([]Change
 		if protectable[i] {
 			first.flags = scanWPMatching
 		}
-		if err := a.scan(m.AddressRange, first, m, &all[i]); err != nil {
+		a.tables = subtract(a.tables, all[i].Fresh)
+		err := a.scan(m.AddressRange, first, m, &all[i])
+		if err == nil && protectable[i] {
+			err = a.protectHoles(m, &all[i])
+		}
+		if err != nil {
 			return nil, fmt.Errorf("scanning %#x-%#x: %w", m.Start, m.End, err)
 		}
 	}
 	return all, a.recheckCopies(mappings, all)
+}
+
+// protectHoles protects what lies between pages that hold something, where the
+// page tables for it are there: a page that was never touched counts as written,
+// and in fragmented memory those would make the last scan look at everything.
+func (a *Async) protectHoles(m *image.Mapping, c *Changes) error {
+	if m.Shared || m.Backing != image.BackingAnonymous {
+		return nil
+	}
+	// What is no longer tracked is passed over, and fresh the next time.
+	const kinds = pageIsPresent | pageIsSwapped
+	arg := scanArg{flags: scanWPMatching, categoryMask: pageIsWritten, returnMask: kinds | a.returned()}
+	found := Changes{}
+	met := subtract(clip(tablesOf(c.Content), m.AddressRange), a.tables)
+	for _, r := range met {
+		err := a.walk(r, arg, func(p *pageRegion) {
+			if p.categories&kinds != 0 { // since it was looked at
+				found.sort(m, p)
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	c.Content, c.Guards = join(append(subtract(c.Content, found.Guards), found.Content...)), join(append(subtract(c.Guards, found.Content), found.Guards...))
+	a.tables = join(append(a.tables, met...))
+	return nil
+}
+
+// tablesOf is the memory for which the page tables have entries that have these
+// ranges, which are in order.
+func tablesOf(ranges []Range) []Range {
+	const mask = 1<<21 - 1 // what a page table maps
+	var tables []Range
+	for _, r := range ranges {
+		start, end := r.Start&^mask, (r.End+mask)&^mask
+		if n := len(tables); n > 0 && start <= tables[n-1].End {
+			tables[n-1].End = end
+			continue
+		}
+		tables = append(tables, Range{Start: start, End: end})
+	}
+	return tables
 }
 
 // unwritable reports that nothing can ever be stored through a mapping: one of

@@ -124,9 +124,9 @@ func (r *replica) read(addr uint64) []byte {
 }
 
 // finish looks for the last time and compares everything.
-func (r *replica) finish(mappings ...image.Mapping) {
+func (r *replica) finish(mappings ...image.Mapping) []Changes {
 	r.t.Helper()
-	r.update(mappings, func() ([]Changes, error) { return r.tracker.Final(r.t.Context(), mappings) })
+	changes := r.update(mappings, func() ([]Changes, error) { return r.tracker.Final(r.t.Context(), mappings) })
 	for i := range mappings {
 		each([]Range{mappings[i].AddressRange}, func(addr uint64) {
 			if r.guards[addr] {
@@ -142,6 +142,7 @@ func (r *replica) finish(mappings ...image.Mapping) {
 			}
 		})
 	}
+	return changes
 }
 
 func mapping(memory []byte) image.Mapping {
@@ -428,6 +429,42 @@ func TestReservation(t *testing.T) {
 			t.Errorf("page tables have grown by %d bytes", grown)
 		}
 	})
+}
+
+// Pages that were never touched, between others that were, are not looked at
+// one by one in the last look, and are found once something is in them.
+func TestHoles(t *testing.T) {
+	if err := tryAsync(); err != nil {
+		t.Skip("soft-dirty compares what is there:", err)
+	}
+	const pages = 4096
+	memory := anonymous(t, pages)
+	if err := unix.Madvise(memory, unix.MADV_NOHUGEPAGE); err != nil {
+		t.Fatal(err)
+	}
+	m := mapping(memory)
+	touch := func(page int) { memory[page*image.PageSize] = 1 }
+	for page := 0; page < pages; page += 3 {
+		touch(page)
+	}
+	r := newReplica(t, newTracker(t, KindAsync))
+	before := pageTableBytes(t)
+	r.collect(m)
+	touch(100)
+	if c := r.collect(m)[0]; !slices.Equal(pagesOf(c.Content, m.Start), []int{100}) {
+		t.Errorf("one page was touched, and %+v", c)
+	}
+	touch(200)
+	if err := unix.Madvise(memory[300*image.PageSize:301*image.PageSize], unix.MADV_DONTNEED); err != nil {
+		t.Fatal(err)
+	}
+	c := r.finish(m)[0]
+	if !slices.Equal(pagesOf(c.Content, m.Start), []int{200}) || !slices.Equal(pagesOf(c.Gone, m.Start), []int{300}) {
+		t.Errorf("page 200 was touched and 300 given up, and %+v", c)
+	}
+	if grown := pageTableBytes(t) - before; grown > 64<<10 {
+		t.Errorf("page tables have grown by %d bytes", grown)
+	}
 }
 
 func pageTableBytes(t *testing.T) int {
