@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -223,6 +224,27 @@ func callBatch(t *testing.T, p *parasite.Process, tid int) {
 	}
 }
 
+// Of the stops that remote calls are made of, no signal tells: handling those
+// would take longer than the calls.
+func TestNoStopSignals(t *testing.T) {
+	v, _, p := seize(t, parasitetest.Idle)
+	told := make(chan os.Signal, 1000)
+	signal.Notify(told, unix.SIGCHLD)
+	defer signal.Stop(told)
+	stopAll(t, p)
+	for range 100 {
+		if _, err := leader(p).Syscall(t.Context(), unix.SYS_GETPID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	detach(t, p)
+	finish(t, v)
+	<-told // its end
+	if n := len(told); n > 0 {
+		t.Errorf("%d signals besides the one at its end", n)
+	}
+}
+
 func TestBatchTooLarge(t *testing.T) {
 	_, _, p := seize(t, parasitetest.Idle)
 	stopAll(t, p)
@@ -274,7 +296,7 @@ func TestJobControl(t *testing.T) {
 		t.Run(when, func(t *testing.T) {
 			v, tracer, p := seize(t, parasitetest.Busy)
 			if when == "before" {
-				signal(t, v.PID, unix.SIGSTOP)
+				send(t, v.PID, unix.SIGSTOP)
 				awaitState(t, v.PID, "T")
 			}
 			stopAll(t, p)
@@ -282,7 +304,7 @@ func TestJobControl(t *testing.T) {
 				t.Errorf("stopped by a signal: %v", got)
 			}
 			if when == "during" {
-				signal(t, v.PID, unix.SIGSTOP)
+				send(t, v.PID, unix.SIGSTOP)
 			}
 			callBatch(t, p, p.PID())
 			detach(t, p)
@@ -297,13 +319,13 @@ func TestJobControl(t *testing.T) {
 				t.Error("not stopped by a signal any more")
 			}
 			detach(t, again)
-			signal(t, v.PID, unix.SIGCONT)
+			send(t, v.PID, unix.SIGCONT)
 			finish(t, v)
 		})
 	}
 }
 
-func signal(t *testing.T, pid int, sig unix.Signal) {
+func send(t *testing.T, pid int, sig unix.Signal) {
 	t.Helper()
 	if err := unix.Kill(pid, sig); err != nil {
 		t.Fatal(err)
@@ -330,7 +352,7 @@ func awaitState(t *testing.T, pid int, want string) {
 func TestPendingSignals(t *testing.T) {
 	v, _, p := seize(t, parasitetest.Idle)
 	stopAll(t, p)
-	signal(t, v.PID, unix.SIGUSR1)
+	send(t, v.PID, unix.SIGUSR1)
 	if err := unix.Tgkill(v.PID, v.PID, unix.SIGUSR2); err != nil {
 		t.Fatal(err)
 	}
@@ -353,7 +375,7 @@ func TestPendingSignals(t *testing.T) {
 func TestGone(t *testing.T) {
 	v, tracer, p := seize(t, parasitetest.Idle)
 	stopAll(t, p)
-	signal(t, v.PID, unix.SIGKILL)
+	send(t, v.PID, unix.SIGKILL)
 	if _, err := leader(p).Syscall(t.Context(), unix.SYS_GETPID); !errors.Is(err, parasite.ErrGone) {
 		t.Errorf("call in a dead process: %v", err)
 	}

@@ -30,8 +30,10 @@ type request struct {
 // ErrClosed says that the tracer was closed.
 var ErrClosed = errors.New("tracer is closed")
 
-// NewTracer starts a tracer. Close it to let go of its processes.
+// NewTracer starts a tracer. Close it to let go of its processes. The first one
+// sets SA_NOCLDSTOP for this process's SIGCHLD.
 func NewTracer() *Tracer {
+	noStopSignals()
 	t := &Tracer{
 		requests:  make(chan request),
 		done:      make(chan struct{}),
