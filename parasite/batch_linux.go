@@ -90,6 +90,14 @@ func (b *Batch) Run(ctx context.Context) error {
 	})
 }
 
+// RunAll makes the calls, every one of which must succeed.
+func (b *Batch) RunAll(ctx context.Context) error {
+	if err := b.Run(ctx); err != nil {
+		return err
+	}
+	return b.Err()
+}
+
 // Result is what a call returned.
 func (b *Batch) Result(call int) (uintptr, error) {
 	return b.calls[call].Result, b.calls[call].Err()

@@ -40,7 +40,7 @@ var credentials = processKind{
 			t := &r.Process.Threads[i]
 			b := r.Shell.Thread(t.TID).Batch(r.Ctx)
 			addCredentials(b, &t.Credentials, own)
-			if err := runAll(r.Ctx, b); err != nil {
+			if err := b.RunAll(r.Ctx); err != nil {
 				return fmt.Errorf("thread %d: %w", t.TID, err)
 			}
 		}

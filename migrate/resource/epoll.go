@@ -151,13 +151,13 @@ func restoreEpoll(r *ProcessRestore, f *image.File, fd int) error {
 			b.Call(unix.SYS_CLOSE, uintptr(w.FD))
 		}
 		if b.Room() < 4<<10 {
-			if err := runAll(r.Ctx, b); err != nil {
+			if err := b.RunAll(r.Ctx); err != nil {
 				return err
 			}
 			b = r.batch()
 		}
 	}
-	return runAll(r.Ctx, b)
+	return b.RunAll(r.Ctx)
 }
 
 func closeOnExec(set bool) uintptr {

@@ -288,7 +288,7 @@ const scriptRoom = 8 << 10
 
 func (s *script) flush() {
 	if s.batch != nil && s.err == nil {
-		s.err = runAll(s.r.Ctx, s.batch)
+		s.err = s.batch.RunAll(s.r.Ctx)
 	}
 	s.batch = nil
 }
@@ -356,7 +356,7 @@ func (r *ProcessRestore) raiseDescriptorLimit(n int) error {
 	}
 	b := r.batch()
 	b.Call(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, parasite.Struct(b, &limit), 0)
-	return runAll(r.Ctx, b)
+	return b.RunAll(r.Ctx)
 }
 
 // openFile makes an open file description in this process, once.

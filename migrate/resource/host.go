@@ -106,7 +106,7 @@ func KernelMappings(pid int) ([]image.Mapping, error) {
 	}
 	var all []image.Mapping
 	for i := range vmas {
-		if v := &vmas[i]; isKernelMapping(v.Name) {
+		if v := &vmas[i]; IsKernelMapping(v.Name) {
 			all = append(all, image.Mapping{
 				AddressRange: image.AddressRange{Start: v.Start, End: v.End}, Prot: v.Prot,
 				Backing: image.BackingKernel, File: image.None, Object: image.None, Name: v.Name,
@@ -116,7 +116,8 @@ func KernelMappings(pid int) ([]image.Mapping, error) {
 	return all, nil
 }
 
-func isKernelMapping(name string) bool {
+// IsKernelMapping reports whether a mapping of that name is the vDSO or its data.
+func IsKernelMapping(name string) bool {
 	return name == "[vdso]" || strings.HasPrefix(name, "[vvar")
 }
 

@@ -73,7 +73,7 @@ var session = processKind{
 	restore: func(r *ProcessRestore) error {
 		b := r.batch()
 		b.Call(unix.SYS_SETSID)
-		return runAll(r.Ctx, b)
+		return b.RunAll(r.Ctx)
 	},
 }
 
@@ -113,7 +113,7 @@ var directories = processKind{
 		b := r.batch()
 		b.Call(unix.SYS_CHDIR, b.String(r.Process.Cwd))
 		b.Call(unix.SYS_UMASK, uintptr(r.Process.Umask))
-		return runAll(r.Ctx, b)
+		return b.RunAll(r.Ctx)
 	},
 }
 
@@ -125,7 +125,7 @@ func (r *ProcessRestore) changeRoot() error {
 	b := r.batch()
 	b.Call(unix.SYS_CHROOT, b.String(r.Process.Root))
 	// The working directory stays what it was: chroot(2) does not change it.
-	return runAll(r.Ctx, b)
+	return b.RunAll(r.Ctx)
 }
 
 // samePath reports whether a path leads to what a link of /proc leads to.
@@ -151,7 +151,7 @@ var personality = processKind{
 	restore: func(r *ProcessRestore) error {
 		b := r.batch()
 		b.Call(unix.SYS_PERSONALITY, uintptr(r.Process.Personality))
-		return runAll(r.Ctx, b)
+		return b.RunAll(r.Ctx)
 	},
 }
 

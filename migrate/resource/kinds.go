@@ -171,11 +171,3 @@ func (r *ProcessRestore) run() error {
 	}
 	return nil
 }
-
-// runAll runs a batch in which every call must succeed.
-func runAll(ctx context.Context, b *parasite.Batch) error {
-	if err := b.Run(ctx); err != nil {
-		return err
-	}
-	return b.Err()
-}

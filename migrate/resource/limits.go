@@ -48,7 +48,7 @@ var limits = processKind{
 			}
 			b.Call(unix.SYS_PRLIMIT64, 0, uintptr(number), parasite.Struct(b, &value), 0)
 		}
-		return runAll(r.Ctx, b)
+		return b.RunAll(r.Ctx)
 	},
 }
 

@@ -220,5 +220,5 @@ func setRecordLocks(ctx context.Context, p *image.Process, target *parasite.Proc
 		}
 		b.Call(unix.SYS_FCNTL, uintptr(fd), unix.F_SETLK, parasite.Struct(b, &abi))
 	}
-	return errors.Join(runAll(ctx, b), target.ReleaseScratch(ctx))
+	return errors.Join(b.RunAll(ctx), target.ReleaseScratch(ctx))
 }

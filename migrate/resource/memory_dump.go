@@ -128,7 +128,7 @@ func (d *TreeDump) mapping(p procfs.Process, v *procfs.VMA, flags procfs.VMFlags
 		return m, nil
 	}
 	switch {
-	case isKernelMapping(v.Name):
+	case IsKernelMapping(v.Name):
 		m.Backing, m.Name = image.BackingKernel, v.Name
 		return m, nil
 	case flags.Has("ht"):

@@ -91,7 +91,7 @@ func restoreMarks(r *ProcessRestore) error {
 	if m.Exe != image.None {
 		b.Call(unix.SYS_CLOSE, exe)
 	}
-	return runAll(r.Ctx, b)
+	return b.RunAll(r.Ctx)
 }
 
 // protection: what is done to mappings when their content is in its place:
@@ -277,7 +277,7 @@ func mapOne(ctx context.Context, shell *parasite.Process, m *image.Mapping, file
 	if m.Backing != image.BackingAnonymous {
 		b.Call(unix.SYS_CLOSE, fd)
 	}
-	return runAll(ctx, b)
+	return b.RunAll(ctx)
 }
 
 // openIn opens a file in the shell.
@@ -308,14 +308,14 @@ func lend(ctx context.Context, shell *parasite.Process, file *os.File, write boo
 	}
 	open := shell.Thread(shell.PID()).Batch(ctx)
 	call := open.Call(unix.SYS_PIDFD_OPEN, uintptr(os.Getpid()), 0)
-	if err := runAll(ctx, open); err != nil {
+	if err := open.RunAll(ctx); err != nil {
 		return 0, fmt.Errorf("opening the agent in the shell: %w", err)
 	}
 	pidfd, _ := open.Result(call)
 	get := shell.Thread(shell.PID()).Batch(ctx)
 	call = get.Call(unix.SYS_PIDFD_GETFD, pidfd, uintptr(own), 0)
 	get.Call(unix.SYS_CLOSE, pidfd)
-	if err := runAll(ctx, get); err != nil {
+	if err := get.RunAll(ctx); err != nil {
 		return 0, fmt.Errorf("handing an object to the shell: %w", err)
 	}
 	return get.Result(call)

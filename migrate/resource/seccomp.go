@@ -109,7 +109,7 @@ func installFilters(r *ProcessRestore, t *image.Thread, flags uintptr) error {
 		program := filterProgram{length: uint16(len(f.Program) / 8), filter: b.Bytes(f.Program)}
 		b.Call(unix.SYS_SECCOMP, setModeFilter, flags|uintptr(f.Flags), parasite.Struct(b, &program))
 	}
-	if err := runAll(r.Ctx, b); err != nil {
+	if err := b.RunAll(r.Ctx); err != nil {
 		return fmt.Errorf("thread %d: %w", t.TID, err)
 	}
 	return nil

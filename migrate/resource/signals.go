@@ -50,7 +50,7 @@ var signalActions = processKind{
 			abi := actionABI(&a)
 			b.Call(unix.SYS_RT_SIGACTION, uintptr(a.Signal), parasite.Struct(b, &abi), 0, sigsetBytes)
 		}
-		return runAll(r.Ctx, b)
+		return b.RunAll(r.Ctx)
 	},
 }
 
@@ -140,7 +140,7 @@ func QueueSignals(r *ProcessRestore, infos [][]byte) error {
 	for _, info := range infos {
 		b.Call(unix.SYS_RT_SIGQUEUEINFO, uintptr(r.Process.PID), signalNumber(info), b.Bytes(info))
 	}
-	return runAll(r.Ctx, b)
+	return b.RunAll(r.Ctx)
 }
 
 func queueThreadSignals(r *ProcessRestore, t *image.Thread) error {
@@ -148,7 +148,7 @@ func queueThreadSignals(r *ProcessRestore, t *image.Thread) error {
 	for _, info := range t.Pending {
 		b.Call(unix.SYS_RT_TGSIGQUEUEINFO, uintptr(r.Process.PID), uintptr(t.TID), signalNumber(info), b.Bytes(info))
 	}
-	if err := runAll(r.Ctx, b); err != nil {
+	if err := b.RunAll(r.Ctx); err != nil {
 		return fmt.Errorf("thread %d: %w", t.TID, err)
 	}
 	return nil

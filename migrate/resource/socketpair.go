@@ -241,7 +241,7 @@ func (r *ProcessRestore) makeSocketPair(index image.Index) error {
 	b.Call(unix.SYS_SOCKETPAIR, unix.AF_UNIX, uintptr(s.Type), 0, out)
 	b.Call(unix.SYS_SETRESUID, none, 0, none)
 	b.Call(unix.SYS_SETRESGID, none, 0, none)
-	if err := runAll(r.Ctx, b); err != nil {
+	if err := b.RunAll(r.Ctx); err != nil {
 		return err
 	}
 	raw := b.Read(out, 8)
@@ -258,7 +258,7 @@ func (r *ProcessRestore) makeSocketPair(index image.Index) error {
 	}
 	drop := r.batch()
 	drop.Call(unix.SYS_CLOSE_RANGE, uintptr(binary.NativeEndian.Uint32(raw)), uintptr(binary.NativeEndian.Uint32(raw[4:])), 0)
-	return runAll(r.Ctx, drop)
+	return drop.RunAll(r.Ctx)
 }
 
 // fillSocket gives a socket its queue, which its peer sends.

@@ -106,7 +106,7 @@ func setSwitches(r *ProcessRestore, tid int, table []prctlSwitch, values []image
 			}
 		}
 	}
-	if err := runAll(r.Ctx, b); err != nil {
+	if err := b.RunAll(r.Ctx); err != nil {
 		return fmt.Errorf("thread %d: %w", tid, err)
 	}
 	return nil

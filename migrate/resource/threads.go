@@ -171,5 +171,5 @@ func restoreThread(r *ProcessRestore, t *image.Thread) error {
 		const prSetSyscallUserDispatch = 59
 		b.Call(unix.SYS_PRCTL, prSetSyscallUserDispatch, uintptr(t.Dispatch.Mode), uintptr(t.Dispatch.Offset), uintptr(t.Dispatch.Len), uintptr(t.Dispatch.Selector))
 	}
-	return runAll(r.Ctx, b)
+	return b.RunAll(r.Ctx)
 }

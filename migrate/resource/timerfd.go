@@ -78,7 +78,7 @@ func (r *ProcessRestore) armTimerFD(t *image.TimerFD, fd int) error {
 	abi.interval.sec, abi.interval.nsec = t.Interval/1e9, t.Interval%1e9
 	b := r.batch()
 	b.Call(unix.SYS_TIMERFD_SETTIME, uintptr(fd), flags|uintptr(t.Flags&unix.TFD_TIMER_CANCEL_ON_SET), parasite.Struct(b, &abi), 0)
-	return runAll(r.Ctx, b)
+	return b.RunAll(r.Ctx)
 }
 
 // parseTimerFD reads

@@ -137,7 +137,7 @@ func createTimers(r *ProcessRestore) error {
 		addTimerCreate(b, &t, uint64(t.ID))
 	}
 	b.Call(unix.SYS_PRCTL, prTimerCreateRestoreIDs, 0, 0, 0, 0)
-	return runAll(r.Ctx, b)
+	return b.RunAll(r.Ctx)
 }
 
 // addTimerCreate adds the call that makes a timer and returns where it leaves
@@ -164,7 +164,7 @@ func createTimersInTurn(r *ProcessRestore) error {
 		for ; next <= t.ID; next++ {
 			b := r.batch()
 			out := addTimerCreate(b, &t, 0)
-			if err := runAll(r.Ctx, b); err != nil {
+			if err := b.RunAll(r.Ctx); err != nil {
 				return fmt.Errorf("timer %d: %w", t.ID, err)
 			}
 			id := int(uint32(uint64s(b.Read(out, 8))[0]))
@@ -173,7 +173,7 @@ func createTimersInTurn(r *ProcessRestore) error {
 			}
 			drop := r.batch()
 			drop.Call(unix.SYS_TIMER_DELETE, uintptr(id))
-			if err := runAll(r.Ctx, drop); err != nil {
+			if err := drop.RunAll(r.Ctx); err != nil {
 				return fmt.Errorf("timer %d: %w", t.ID, err)
 			}
 			if id != next {
@@ -211,7 +211,7 @@ func (r *ProcessRestore) armTimers(passed int64) error {
 		abi.interval.sec, abi.interval.nsec = t.Interval/1e9, t.Interval%1e9
 		b.Call(unix.SYS_TIMER_SETTIME, uintptr(t.ID), flags, parasite.Struct(b, &abi), 0)
 	}
-	return runAll(r.Ctx, b)
+	return b.RunAll(r.Ctx)
 }
 
 // timerAbsolute is TIMER_ABSTIME, and TFD_TIMER_ABSTIME.

@@ -112,14 +112,14 @@ func (p *process) protect(ctx context.Context, wanted []image.Mapping) error {
 			}
 			addr = end
 			if b.Room() < 4<<10 {
-				if err := run(ctx, b); err != nil {
+				if err := b.RunAll(ctx); err != nil {
 					return err
 				}
 				b = p.Thread(p.PID()).Batch(ctx)
 			}
 		}
 	}
-	return run(ctx, b)
+	return b.RunAll(ctx)
 }
 
 // unmap unmaps ranges, in as many batches as it takes.
@@ -135,7 +135,7 @@ func (p *process) each(ctx context.Context, ranges []image.AddressRange, nr uint
 		for _, r := range chunk {
 			b.Call(nr, append([]uintptr{uintptr(r.Start), uintptr(r.Bytes())}, args...)...)
 		}
-		if err := run(ctx, b); err != nil {
+		if err := b.RunAll(ctx); err != nil {
 			return err
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -156,16 +155,12 @@ func (p *process) clearOut(ctx context.Context, wanted []image.Mapping) error {
 	b := p.Thread(p.PID()).Batch(ctx)
 	for i := range vmas {
 		v := &vmas[i]
-		if v.Start >= scratch && v.End <= scratch+parasite.ScratchBytes || isKernels(v.Name) {
+		if v.Start >= scratch && v.End <= scratch+parasite.ScratchBytes || v.Name == "[vsyscall]" || resource.IsKernelMapping(v.Name) {
 			continue
 		}
 		b.Call(unix.SYS_MUNMAP, uintptr(v.Start), uintptr(v.End-v.Start))
 	}
-	return run(ctx, b)
-}
-
-func isKernels(name string) bool {
-	return name == "[vdso]" || name == "[vsyscall]" || strings.HasPrefix(name, "[vvar")
+	return b.RunAll(ctx)
 }
 
 // moveKernelMappings moves the vDSO and its data to where the program knows
@@ -201,7 +196,7 @@ func (p *process) moveKernelMappings(ctx context.Context, wanted []image.Mapping
 		size := uintptr(want[i].Bytes())
 		b.Call(unix.SYS_MREMAP, uintptr(between+have[i].Start-have[0].Start), size, size, flags, uintptr(want[i].Start))
 	}
-	return run(ctx, b)
+	return b.RunAll(ctx)
 }
 
 // setThreads makes and ends threads until the process has just these.
@@ -269,12 +264,4 @@ func (p *process) occupied(wanted, kernels []image.Mapping) []image.AddressRange
 		return 0
 	})
 	return all
-}
-
-// run runs a batch in which every call must succeed.
-func run(ctx context.Context, b *parasite.Batch) error {
-	if err := b.Run(ctx); err != nil {
-		return err
-	}
-	return b.Err()
 }
