@@ -198,8 +198,10 @@ func (a *Agent) awaitReports(ctx context.Context) {
 // Close ends the agent without a word to anybody and without touching any
 // process, as a crash would.
 func (a *Agent) Close() error {
-	a.admitNoMore()
+	// In this order: a session that saw that it is to stop, and not yet that it
+	// is dead, would give up in good order.
 	a.die()
+	a.admitNoMore()
 	var errs []error
 	for _, c := range slices.Backward(a.closing) {
 		if err := c.do(); err != nil {

@@ -19,15 +19,11 @@ import (
 	"github.com/pagurus-project/pagurus/trust"
 )
 
-// maxOrderBytes bounds an order; the inventory of a tree with a hundred
-// thousand mappings is a few megabytes.
-const maxOrderBytes = 64 << 20
-
 // serveOrders answers coordinators.
 func (a *Agent) serveOrders(l net.Listener) {
 	a.grpc = grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(a.config.Credentials.Server(trust.AllowRoles(trust.RoleCoordinator)))),
-		grpc.MaxRecvMsgSize(maxOrderBytes),
+		grpc.MaxRecvMsgSize(migratev1.MaxMessageBytes),
 		grpc.WaitForHandlers(true), // none acts after Close
 	)
 	migratev1.RegisterAgentServer(a.grpc, orders{agent: a})

@@ -13,6 +13,7 @@ import (
 	"net/http/httputil"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/pagurus-project/pagurus/coordinator/member"
@@ -21,6 +22,10 @@ import (
 
 // maxRequestBytes bounds a request on a socket; the API's are below a kilobyte.
 const maxRequestBytes = 1 << 20
+
+// localUser is the header in which the coordinators are told which local user
+// makes a request: they believe it of agents.
+const localUser = "Pagurus-Local-User"
 
 // serveSockets passes the coordinators' HTTP API on to local users. Who may
 // open a socket acts in this host's name: the coordinators see the agent's
@@ -38,6 +43,10 @@ func (a *Agent) serveSockets() error {
 		FlushInterval: -1, // events are to be seen when they happen
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme = "https" // and relay chooses the host
+			r.Out.Header.Del(localUser)
+			if uid, ok := r.In.Context().Value(uidKey{}).(uint32); ok {
+				r.Out.Header.Set(localUser, strconv.FormatUint(uint64(uid), 10))
+			}
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			if r.Context().Err() == nil {
@@ -51,7 +60,15 @@ func (a *Agent) serveSockets() error {
 		Handler:           http.MaxBytesHandler(proxy, maxRequestBytes),
 		ReadHeaderTimeout: 10 * time.Second,
 		BaseContext:       func(net.Listener) context.Context { return a.stopping },
-		ErrorLog:          slog.NewLogLogger(a.logger.Handler(), slog.LevelDebug),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			uid, err := peerUID(c)
+			if err != nil {
+				a.logger.Warn("asking who is at the socket", keyError, err)
+				return ctx
+			}
+			return context.WithValue(ctx, uidKey{}, uid)
+		},
+		ErrorLog: slog.NewLogLogger(a.logger.Handler(), slog.LevelDebug),
 	}
 	a.closeLast("sockets", server.Close)
 	for _, path := range a.config.Sockets {
@@ -67,6 +84,8 @@ func (a *Agent) serveSockets() error {
 	}
 	return nil
 }
+
+type uidKey struct{}
 
 // listenUnix makes a socket that only its owner may open. One that is there
 // was left by an agent that was killed: the journal's lock has shown that no

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -23,6 +24,7 @@ import (
 type realCluster struct {
 	a, b   *host
 	client *api.Client // by way of a's agent
+	socket string      // which is here
 	server *coordinator.Server
 }
 
@@ -48,6 +50,7 @@ func newRealCluster(t *testing.T, running int) *realCluster {
 		}
 	})
 	socket := filepath.Join(t.TempDir(), "sub", "agent.sock")
+	r.socket = socket
 	for i, name := range []string{"host-a", "host-b"} {
 		h := &host{machine: newMachine(t, name), dir: t.TempDir()}
 		c := Config{
@@ -126,6 +129,29 @@ func TestWithCoordinator(t *testing.T) {
 	r.a.must(map[int]string{sleep: "running"})
 	r.b.must(map[int]string{})
 
+	// Who cancels is told by the kernel, and not by a header.
+	g := r.a.gate("freeze")
+	report, err = r.client.Move(t.Context(), request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.reach(t)
+	cancel, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://agent/v1/migrations/"+report.ID+"/cancel", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel.Header.Set(localUser, "12345")
+	resp, err := overSocket(r.socket).Do(cancel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	close(g.open)
+	report = r.settled(t, report, nil)
+	if want := fmt.Sprintf("cancelled by uid %d on host-a", os.Getuid()); report.State != migrate.StateAborted || report.Reason != want {
+		t.Errorf("cancelled (%s): %s, %q instead of %q", resp.Status, report.State, report.Reason, want)
+	}
+
 	report, err = r.client.Move(t.Context(), request)
 	if report = r.settled(t, report, err); report.State != migrate.StateDone || report.DowntimeMS != 4 || len(report.Rounds) != 2 {
 		t.Errorf("moved: %+v", report)
@@ -182,4 +208,14 @@ func TestSocket(t *testing.T) {
 	if _, err := client.Status(t.Context()); !errors.Is(err, api.ErrNoAnswer) {
 		t.Errorf("the client says %v", err)
 	}
+}
+
+// overSocket is a client of what listens there.
+func overSocket(path string) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", path)
+		},
+	}}
 }

@@ -462,3 +462,18 @@ func TestForgottenByAll(t *testing.T) {
 	}
 	m.mustRunAt(m.a)
 }
+
+// TestCloseIsNoShutdown: no session ever sees an agent that was killed as one
+// that is to stop in good order, and gives up on that.
+func TestCloseIsNoShutdown(t *testing.T) {
+	c := newCluster(t)
+	agent := c.a.agent
+	stop := agent.stop
+	agent.stop = func() {
+		if agent.alive.Err() == nil {
+			t.Error("told to stop before it is dead")
+		}
+		stop()
+	}
+	c.a.kill()
+}

@@ -78,6 +78,8 @@ func (c *conns) to(id trust.Identity) (*grpc.ClientConn, error) {
 	}
 	conn, err := grpc.NewClient("passthrough:///"+m.Meta.GRPC,
 		grpc.WithTransportCredentials(credentials.NewTLS(c.credentials.Client(trust.AllowOnly(id)))),
+		// Inventories pass through here.
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(migratev1.MaxMessageBytes)),
 		// A daemon that is back is to be noticed within a second, and a host
 		// that swallows packets is not to be waited for longer than preflight
 		// waits for it.

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -103,7 +104,10 @@ func (l leaderAPI) Adapter() huma.Adapter { return l.adapter }
 // Config is what huma asks its own kind of API for, beside the interface.
 func (l leaderAPI) Config() huma.Config { return l.config }
 
-type identityKey struct{}
+type (
+	identityKey struct{}
+	uidKey      struct{} // of an agent's local user, if it says so
+)
 
 // identityOf is who makes a request.
 func identityOf(ctx context.Context) trust.Identity {
@@ -116,6 +120,9 @@ func who(ctx context.Context) string {
 	id := identityOf(ctx)
 	if id.Role == trust.RoleOperator {
 		return id.Name
+	}
+	if uid, ok := ctx.Value(uidKey{}).(uint64); ok {
+		return fmt.Sprintf("uid %d on %s", uid, id.Name)
 	}
 	return fmt.Sprintf("%s %s", id.Role, id.Name)
 }
@@ -132,7 +139,11 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 			writeProblem(w, http.StatusForbidden, api.CodeForbidden, "a viewer changes nothing: use an operator's certificate")
 			return
 		}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), identityKey{}, id)))
+		ctx := context.WithValue(r.Context(), identityKey{}, id)
+		if uid, err := strconv.ParseUint(r.Header.Get(localUser), 10, 32); err == nil && id.Role == trust.RoleAgent {
+			ctx = context.WithValue(ctx, uidKey{}, uid)
+		}
+		next.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
 

@@ -24,6 +24,10 @@ const leaderPatience = 5 * time.Second
 // who made it. Nobody else may set it.
 const onBehalfOf = "Pagurus-On-Behalf-Of"
 
+// localUser is the header in which an agent that passes a request on says which
+// user of its host made it. It is believed of agents alone.
+const localUser = "Pagurus-Local-User"
+
 // atLeader serves a request where this server leads, and passes it on where
 // another one does.
 func (s *Server) atLeader(next http.Handler) http.Handler {
