@@ -15,7 +15,7 @@ func newCancel(s *settings) *cobra.Command {
 source, and nothing is left at the destination. After the decision it is too
 late, which is an error.`,
 		Example: "  migratectl cancel 01jd2k4x",
-		Args:    cobra.ExactArgs(1),
+		Args:    one("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, _, err := s.client(cmd.Context())
 			if err != nil {

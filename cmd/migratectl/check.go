@@ -24,7 +24,7 @@ Exit code 0 means that it can move, 2 that it cannot.`,
 		Example: `  migratectl check 4711
   migratectl check 4711 --to host-b
   migratectl check 4711 --to host-b --json | jq .blockers`,
-		Args: cobra.ExactArgs(1),
+		Args: one("PID"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if req.PID, err = parsePID(args[0]); err != nil {
 				return err
@@ -52,19 +52,19 @@ Exit code 0 means that it can move, 2 that it cannot.`,
 	}
 	addFrom(cmd, &req.From)
 	flags := cmd.Flags()
-	flags.StringVar(&req.To, "to", "", "the host that it would move to (default: look at the source only)")
+	flags.StringVar(&req.To, "to", "", "the `HOST` that it would move to (default: look at the source only)")
 	flags.BoolVar(&req.Options.AllowDegraded, "allow-degraded", false, "accept what cannot be restored as it was")
 	return cmd
 }
 
 // addFrom adds the flag that names the source.
 func addFrom(cmd *cobra.Command, from *string) {
-	cmd.Flags().StringVar(from, "from", "", "the host that the process is on (default this host)")
+	cmd.Flags().StringVar(from, "from", "", "the `HOST` that the process is on (default this host; needed outside of it)")
 }
 
 func explainCheck(w io.Writer, req api.CheckRequest, c migrate.Check) {
 	for _, f := range c.Warnings {
-		fmt.Fprintln(w, "warning:", f)
+		fmt.Fprintln(w, "warning:", oneLine(f.String()))
 	}
 	if !c.Movable {
 		return // an error, and printed as one

@@ -103,5 +103,5 @@ func (t target) source(from string) (string, error) {
 		}
 		return name, nil
 	}
-	return "", errors.New("--from is needed, since this is none of the lab's hosts")
+	return "", errors.New("--from HOST is needed, since this is none of the lab's hosts (\"migratectl ps\" shows where a process is)")
 }

@@ -32,6 +32,14 @@ func (e *exitError) Error() string {
 
 func (e *exitError) Unwrap() error { return e.err }
 
+// A hintError is followed by what to do, also if it was an interruption.
+type hintError struct {
+	error
+	hint string
+}
+
+func (e *hintError) Unwrap() error { return e.error }
+
 // exitCode is the program's exit code for a verb's error, which it prints.
 func exitCode(err error, stderr io.Writer) int {
 	if err == nil {
@@ -44,9 +52,13 @@ func exitCode(err error, stderr io.Writer) int {
 			return code
 		}
 	}
+	text := err.Error()
 	if errors.Is(err, context.Canceled) {
-		err = errors.New("interrupted")
+		text = "interrupted"
 	}
-	fmt.Fprintln(stderr, "migratectl:", err)
+	if hint, ok := errors.AsType[*hintError](err); ok {
+		text += "; " + hint.hint
+	}
+	fmt.Fprintln(stderr, "migratectl:", text)
 	return code
 }

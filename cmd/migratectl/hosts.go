@@ -14,7 +14,9 @@ func newHosts(s *settings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "hosts",
 		Short: "List hosts, with what they have and what they do",
-		Args:  cobra.NoArgs,
+		Example: `  migratectl hosts
+  migratectl hosts --json | jq -r '.hosts[] | select(.status == "alive") | .name'`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, _, err := s.client(cmd.Context())
 			if err != nil {

@@ -23,6 +23,7 @@ Nothing outside of the lab is touched, and "lab down" leaves nothing behind.`,
   migratectl lab exec host-a -- ip address
   migratectl lab down`,
 		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newLabUp(s), newLabExec(s), newLabStatus(s), newLabDown(s))
 	return cmd

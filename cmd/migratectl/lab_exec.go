@@ -37,10 +37,15 @@ hosts see. Only its PID is printed, as it is on that host.`,
 		Example: `  migratectl lab exec host-a -- ps -ef
   pid=$(migratectl lab exec -d host-a -- python3 -m http.server)
   migratectl lab exec client -- curl http://10.77.0.1:8000/`,
-		Args: cobra.MinimumNArgs(2),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return errors.New("a host and a command are missing, as in: migratectl lab exec host-a -- hostname")
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, command := args[0], args[1:]
-			if command[0] == "--" {
+			if len(command) > 0 && command[0] == "--" {
 				command = command[1:]
 			}
 			if len(command) == 0 {

@@ -39,7 +39,7 @@ func newMigrations(s *settings) *cobra.Command {
 				var rows [][]string
 				for _, r := range list {
 					rows = append(rows, []string{
-						r.ID, r.Created.Local().Format(time.DateTime), strconv.Itoa(r.PID), r.Command, r.From, r.To,
+						r.ID, r.Created.Local().Format(time.DateTime), strconv.Itoa(r.PID), program(r.Command), r.From, r.To,
 						string(r.State), duration(r.DowntimeMS), duration(r.TotalMS), why(r),
 					})
 				}
@@ -47,7 +47,7 @@ func newMigrations(s *settings) *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringVar(&state, "state", "", "only those in this state")
+	cmd.Flags().StringVar(&state, "state", "", "only those in this `STATE`")
 	return cmd
 }
 

@@ -39,13 +39,14 @@ Until the destination can run the process nothing is lost if anything fails: it
 runs on where it was, and the exit code is 3. What could not move at all is found
 before anything is touched: exit code 2, with everything that stands in the way.
 
-Ctrl-C cancels the move. A second Ctrl-C leaves it to the coordinator.`,
+Ctrl-C cancels the move and waits for what becomes of it. A second Ctrl-C leaves
+it to the coordinator: exit code 4, and "migratectl show ID" tells how it ended.`,
 		Example: `  migratectl move 4711 --to host-b
   migratectl move 4711 --to host-b --rehearse          what would it cost?
   migratectl move 4711 --to host-b --max-downtime 20ms --strict
   migratectl move 4711 --to host-b --bandwidth 1Gbit
   id=$(migratectl move 4711 --to host-b --detach); migratectl watch $id`,
-		Args: cobra.ExactArgs(1),
+		Args: one("PID"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if req.PID, err = parsePID(args[0]); err != nil {
 				return err
@@ -73,13 +74,13 @@ Ctrl-C cancels the move. A second Ctrl-C leaves it to the coordinator.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&req.To, "to", "", "the host to move to")
+	flags.StringVar(&req.To, "to", "", "the `HOST` to move to")
 	addFrom(cmd, &req.From)
 	flags.DurationVar(&o.MaxDowntime, "max-downtime", migrate.DefaultMaxDowntime, "stop the process when the rest is estimated to take no longer than this")
 	flags.BoolVar(&o.Strict, "strict", false, "give up rather than stand still for longer than --max-downtime")
 	flags.IntVar(&o.MaxRounds, "max-rounds", migrate.DefaultMaxRounds, "stop the process after so many rounds at the latest")
 	flags.Var(&bandwidth, "bandwidth", "limit of what crosses the network, as 500Mbit or 1Gbit")
-	flags.StringVar((*string)(&o.Compress), "compress", string(migrate.CompressAuto), "auto, none, s2 or zstd")
+	flags.StringVar((*string)(&o.Compress), "compress", string(migrate.CompressAuto), "`CODEC`: auto, none, s2 or zstd")
 	flags.BoolVar(&o.Rehearse, "rehearse", false, "do everything but the last step: the process stays, the report says what a move would cost")
 	flags.BoolVar(&o.Verify, "verify", false, "compare all of the memory on both sides while the process stands still (slow)")
 	flags.BoolVar(&o.AllowDegraded, "allow-degraded", false, "accept what cannot be restored as it was")
@@ -108,7 +109,7 @@ type mover struct {
 func (m *mover) create(ctx context.Context, req api.MoveRequest) (migrate.Report, error) {
 	r, err := m.client.Move(ctx, req)
 	if errors.Is(err, api.ErrNoAnswer) || errors.Is(err, context.Canceled) {
-		err = fmt.Errorf("%w; the request may have arrived all the same: look at \"migratectl migrations\" before asking again", err)
+		err = &hintError{err, "the request may have arrived all the same: look at \"migratectl migrations\" before asking again"}
 	}
 	return r, err
 }

@@ -5,11 +5,6 @@ import (
 	"io"
 	"os"
 	"strings"
-	"sync"
-
-	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
-	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate"
 )
@@ -23,19 +18,14 @@ type display interface {
 
 // newDisplay chooses what fits where it is shown.
 func newDisplay(to io.Writer, quiet bool) display {
-	switch f, ok := to.(*os.File); {
+	switch {
 	case quiet:
 		return &silent{to: to}
-	case ok && isTerminal(f):
-		return newBar(to)
+	case columns(to) > 0 && os.Getenv("TERM") != "dumb":
+		return &bar{to: to}
 	default:
 		return &lines{to: to}
 	}
-}
-
-func isTerminal(f *os.File) bool {
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
 }
 
 // silent shows nothing but what must be said.
@@ -85,70 +75,62 @@ func speed(p *migrate.Progress) string {
 	return strings.Join(words, ", ")
 }
 
-// bar is one line on a terminal that changes in place: of the round while
-// there is one, of the phase otherwise.
+// figures are those of speed that stand beside a bar, in half of 80 columns and
+// a little more.
+func figures(p *migrate.Progress) string {
+	words := []string{size(p.Bytes)}
+	if p.RateBytes > 0 {
+		words = append(words, size(uint64(p.RateBytes))+"/s")
+	}
+	if p.DirtyRateBytes > 0 {
+		words = append(words, "dirty "+size(uint64(p.DirtyRateBytes))+"/s")
+	}
+	if p.EstimateMS > 0 {
+		words = append(words, "downtime "+duration(p.EstimateMS))
+	}
+	return strings.Join(words, ", ")
+}
+
+// bar is one line on a terminal that changes in place. It asks for the width
+// each time that it is drawn, and never fills the last column: a terminal would
+// go on to the next line.
 type bar struct {
-	to       io.Writer
-	progress *mpb.Progress
-	bar      *mpb.Bar
-
-	ended sync.Once
-
-	mu     sync.Mutex // the bar is drawn by a goroutine of its own
-	report migrate.Report
+	to   io.Writer
+	last string // what stands there, "" for nothing
 }
 
-func newBar(to io.Writer) *bar {
-	b := &bar{to: to, progress: mpb.New(mpb.WithOutput(to), mpb.WithWidth(24))}
-	b.bar = b.progress.AddBar(1,
-		mpb.PrependDecorators(decor.Any(b.phase)),
-		mpb.AppendDecorators(decor.Any(b.detail)),
-	)
-	return b
-}
-
-func (b *bar) current() migrate.Report {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.report
-}
-
-func (b *bar) phase(decor.Statistics) string {
-	r := b.current()
-	if r.Progress != nil {
-		return fmt.Sprintf("%s round %d ", r.State, r.Progress.Round)
-	}
-	return string(r.State) + " "
-}
-
-func (b *bar) detail(decor.Statistics) string {
-	r := b.current()
-	if r.Progress == nil {
-		return fmt.Sprintf(" %s: %s to %s", name(r), r.From, r.To)
-	}
-	return " " + speed(r.Progress)
-}
+const (
+	erase    = "\r\x1b[K" // the line that the cursor is on
+	barCells = 24
+	fewCells = 3 // a bar with fewer tells nothing
+)
 
 func (b *bar) show(r migrate.Report) {
-	b.mu.Lock()
-	b.report = r
-	b.mu.Unlock()
-	pages, sent := uint64(0), uint64(0)
-	if r.Progress != nil {
-		pages, sent = r.Progress.RoundPages, min(r.Progress.RoundSent, r.Progress.RoundPages)
+	width := columns(b.to) - 1
+	phase, detail := string(r.State), fmt.Sprintf("%s: %s to %s", name(r), r.From, r.To)
+	if p := r.Progress; p != nil && p.RoundPages > 0 {
+		phase, detail = fmt.Sprintf("%s round %d", r.State, p.Round), figures(p)
+		cells := min(barCells, width-len(phase)-len(detail)-len(" [] "))
+		if cells >= fewCells {
+			full := int(uint64(cells) * min(p.RoundSent, p.RoundPages) / p.RoundPages)
+			phase += " [" + strings.Repeat("=", full) + strings.Repeat("-", cells-full) + "]"
+		}
 	}
-	// One more than can be reached: a full bar would be finished for ever, and
-	// there may be another round.
-	b.bar.SetCurrent(0)
-	b.bar.SetTotal(int64(pages)+1, false)
-	b.bar.SetCurrent(int64(sent))
+	b.draw(clip(phase+" "+detail, width))
 }
 
-func (b *bar) say(line string) { fmt.Fprintln(b.progress, line) }
+func (b *bar) draw(line string) {
+	fmt.Fprint(b.to, erase+line)
+	b.last = line
+}
+
+func (b *bar) say(line string) {
+	fmt.Fprintln(b.to, erase+line)
+	b.draw(b.last)
+}
 
 func (b *bar) end() {
-	b.ended.Do(func() {
-		b.bar.Abort(true)
-		b.progress.Wait()
-	})
+	if b.last != "" {
+		b.draw("")
+	}
 }

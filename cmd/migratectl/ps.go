@@ -16,7 +16,10 @@ func newPs(s *settings) *cobra.Command {
 		Short: "List processes that could be moved",
 		Long: `Lists processes of all hosts, or of one, without kernel threads and without the
 daemons that do the moving. That a process is listed does not mean that nothing
-stands in its way: see "migratectl check".`,
+stands in its way: see "migratectl check".
+
+A terminal shows as much of the command lines as it is wide; a pipe and --json
+get all of them.`,
 		Example: `  migratectl ps
   migratectl ps --host host-a`,
 		Args: cobra.NoArgs,
@@ -41,10 +44,15 @@ stands in its way: see "migratectl check".`,
 						strconv.Itoa(p.Threads), size(p.ResidentBytes), strconv.Itoa(p.Sockets), p.Migration, p.Command,
 					})
 				}
-				table(w, []string{"HOST", "PID", "PPID", "UID", "STATE", "THREADS", "SIZE", "SOCKETS", "MIGRATION", "COMMAND"}, rows)
+				var text strings.Builder
+				table(&text, []string{"HOST", "PID", "PPID", "UID", "STATE", "THREADS", "SIZE", "SOCKETS", "MIGRATION", "COMMAND"}, rows)
+				width := columns(cmd.OutOrStdout())
+				for line := range strings.Lines(text.String()) {
+					fmt.Fprintln(w, clip(strings.TrimSuffix(line, "\n"), width))
+				}
 			})
 		},
 	}
-	cmd.Flags().StringVar(&host, "host", "", "only processes of this host")
+	cmd.Flags().StringVar(&host, "host", "", "only processes of this `HOST`")
 	return cmd
 }

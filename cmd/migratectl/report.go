@@ -19,7 +19,7 @@ func outcome(r migrate.Report) error {
 		return &exitError{exitRefused, fmt.Errorf("refused: %s", oneEach(r.Blockers))}
 	case migrate.StateAborted, migrate.StateReverted:
 		return &exitError{exitAborted, fmt.Errorf("%s: %s; process %d runs on %s as before",
-			strings.ToLower(string(r.State)), r.Reason, r.PID, r.From)}
+			strings.ToLower(string(r.State)), oneLine(r.Reason), r.PID, r.From)}
 	}
 	return &exitError{exitUndecided, fmt.Errorf("migration %s is %s: ask \"migratectl show %s\"", r.ID, r.State, r.ID)}
 }
@@ -28,7 +28,7 @@ func outcome(r migrate.Report) error {
 func oneEach(findings []migrate.Finding) string {
 	lines := make([]string, len(findings))
 	for i, f := range findings {
-		lines[i] = f.String()
+		lines[i] = oneLine(f.String())
 	}
 	if len(lines) == 1 {
 		return lines[0]
@@ -46,8 +46,11 @@ func name(r migrate.Report) string {
 
 // program is a command line without arguments and directories.
 func program(command string) string {
-	word, _, _ := strings.Cut(command, " ")
-	return path.Base(word)
+	words := strings.Fields(oneLine(command))
+	if len(words) == 0 {
+		return ""
+	}
+	return path.Base(words[0])
 }
 
 // summarize writes what has become of a migration, and what it cost.
@@ -60,12 +63,12 @@ func summarize(w io.Writer, r migrate.Report) {
 	case migrate.StateRefused:
 		return // nothing was touched, and why is an error
 	case migrate.StateAborted, migrate.StateReverted:
-		fmt.Fprintf(w, "Did not move %s from %s to %s: %s.\n", name(r), r.From, r.To, r.Reason)
+		fmt.Fprintf(w, "Did not move %s from %s to %s: %s.\n", name(r), r.From, r.To, oneLine(r.Reason))
 	default:
 		fmt.Fprintf(w, "Moving %s from %s to %s: %s.\n", name(r), r.From, r.To, r.State)
 	}
 	for _, f := range r.Warnings {
-		fmt.Fprintln(w, "warning:", f)
+		fmt.Fprintln(w, "warning:", oneLine(f.String()))
 	}
 	if len(r.Rounds) > 0 {
 		fmt.Fprintln(w)

@@ -56,6 +56,12 @@ Exit codes: 0 done, 1 wrong usage or no answer, 2 refused and nothing touched,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w (see \"%s --help\")", err, cmd.CommandPath())
+	})
+	root.SetUsageTemplate(root.UsageTemplate() + `{{if .HasParent}}
+"migratectl --help" says how a coordinator is found and what exit codes mean.
+{{end}}`)
 	root.SetVersionTemplate("migratectl {{.Version}}\n")
 	flags := root.PersistentFlags()
 	flags.StringVar(&s.server, "server", "", "address of a coordinator, host:port (or several, with commas), or the path of its socket")
@@ -72,6 +78,16 @@ Exit codes: 0 done, 1 wrong usage or no answer, 2 refused and nothing touched,
 		newLab(s),
 	)
 	return root
+}
+
+// one is a verb's only argument.
+func one(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return fmt.Errorf("one %s is needed, not %d: %s", what, len(args), cmd.UseLine())
+		}
+		return nil
+	}
 }
 
 // version is what the Go tool has noted in the program.

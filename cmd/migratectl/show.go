@@ -12,10 +12,13 @@ import (
 
 func newShow(s *settings) *cobra.Command {
 	return &cobra.Command{
-		Use:     "show ID",
-		Short:   "Show one migration: its state, what stood in its way, what it cost",
-		Example: "  migratectl show 01jd2k4x --json",
-		Args:    cobra.ExactArgs(1),
+		Use:   "show ID",
+		Short: "Show one migration: its state, what stood in its way, what it cost",
+		Long: `Shows one migration, under way or ended. --json prints the same document as "move
+--json" does. The exit code is 0 whatever became of the migration: see "state", or
+"migratectl watch", whose exit code is that of the move.`,
+		Example: "  migratectl show 01jd2k4x\n  migratectl show 01jd2k4x --json",
+		Args:    one("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, _, err := s.client(cmd.Context())
 			if err != nil {
@@ -40,6 +43,6 @@ func describe(w io.Writer, r migrate.Report) {
 	fmt.Fprintln(w)
 	summarize(w, r)
 	for _, f := range r.Blockers {
-		fmt.Fprintln(w, "blocker:", f)
+		fmt.Fprintln(w, "blocker:", oneLine(f.String()))
 	}
 }

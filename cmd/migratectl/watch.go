@@ -22,7 +22,7 @@ With --json it prints the migration's document, on a line of its own, each time
 that something has changed.`,
 		Example: `  migratectl watch 01jd2k4x
   migratectl watch 01jd2k4x --json | jq .progress.dirty_rate_bytes`,
-		Args: cobra.ExactArgs(1),
+		Args: one("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, _, err := s.client(cmd.Context())
 			if err != nil {
