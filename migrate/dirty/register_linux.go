@@ -2,38 +2,32 @@ package dirty
 
 import (
 	"errors"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate/image"
 )
 
-// The program runs on while its mappings are registered, and they may have
-// grown since they were listed, or have been joined with new neighbours. A
-// mapping of which a part is registered is one in two parts, and mremap(2) of
-// both parts answers EFAULT. So what is registered are not the mappings but
-// everything from one that is registered already to the next, with what lies
-// between them and whatever may come to lie there.
+// The program runs on while its mappings are registered, and since they were
+// listed they may have grown, been joined with new neighbours, or given way to
+// others. A mapping of which a part is registered is one in two parts, and
+// mremap(2) of both parts answers EFAULT. So what is registered are not the
+// mappings but the whole address space, or as much of it at once as can be.
 
 // registerAll registers those of the mappings, which are in order, whose places
 // are in fresh, and reports which can be protected.
 func (a *Async) registerAll(mappings []image.Mapping, fresh []int) (map[int]bool, error) {
 	protectable := make(map[int]bool, len(fresh))
-	for len(fresh) > 0 {
-		n := 1
-		for n < len(fresh) && fresh[n] == fresh[n-1]+1 {
-			n++
-		}
-		if err := a.registerRun(mappings, fresh[0], fresh[0]+n, protectable); err != nil {
-			return nil, err
-		}
-		fresh = fresh[n:]
+	if len(fresh) == 0 {
+		return protectable, nil
 	}
-	return protectable, nil
+	return protectable, a.registerRun(mappings, 0, len(mappings), fresh, protectable)
 }
 
-// registerRun registers mappings from..to-1 at once if it can, else in halves.
-func (a *Async) registerRun(mappings []image.Mapping, from, to int, protectable map[int]bool) error {
+// registerRun registers mappings from..to-1, of which some are fresh, and what
+// lies around them up to the next ones, at once if it can, else in halves.
+func (a *Async) registerRun(mappings []image.Mapping, from, to int, fresh []int, protectable map[int]bool) error {
 	around := Range{Start: min(lowestAddress, mappings[from].Start), End: max(endOfAddresses, mappings[to-1].End)}
 	if from > 0 {
 		around.Start = mappings[from-1].End
@@ -44,7 +38,7 @@ func (a *Async) registerRun(mappings []image.Mapping, from, to int, protectable 
 	err := a.register(around)
 	switch {
 	case err == nil:
-		for i := from; i < to; i++ {
+		for _, i := range fresh {
 			protectable[i] = true
 		}
 		return nil
@@ -52,10 +46,13 @@ func (a *Async) registerRun(mappings []image.Mapping, from, to int, protectable 
 		return err
 	case to-from > 1:
 		middle := (from + to) / 2
-		if err := a.registerRun(mappings, from, middle, protectable); err != nil {
+		upper, _ := slices.BinarySearch(fresh, middle)
+		if err := a.registerRun(mappings, from, middle, fresh[:upper], protectable); err != nil {
 			return err
 		}
-		return a.registerRun(mappings, middle, to, protectable)
+		return a.registerRun(mappings, middle, to, fresh[upper:], protectable)
+	case len(fresh) == 0:
+		return nil
 	}
 	// Something beside it cannot be registered, or it itself.
 	exactly := mappings[from].AddressRange

@@ -60,6 +60,44 @@ func TestResizedWhileRegistered(t *testing.T) {
 	}
 }
 
+// A mapping that came since the others were listed, where one of them ended, is
+// registered as a whole.
+func TestReplacedWhileRegistered(t *testing.T) {
+	if err := tryAsync(); err != nil {
+		t.Skip("not on this kernel: ", err)
+	}
+	at := func(first, n int) image.AddressRange {
+		const base = 0x610000000000 // far from where anything else is mapped
+		start := uint64(base + first*image.PageSize)
+		return image.AddressRange{Start: start, End: start + uint64(n*image.PageSize)}
+	}
+	known, fresh, above := at(0, 8), at(20, 4), at(30, 4)
+	mapAt(t, known)
+	mapAt(t, above)
+	t.Cleanup(func() { unmap(t, at(0, 40)) })
+	var listed []image.Mapping
+	for _, r := range []Range{known, fresh, above} {
+		listed = append(listed, image.Mapping{AddressRange: r, Backing: image.BackingAnonymous})
+	}
+	a := newTracker(t, KindAsync).(*Async)
+	if _, err := a.Collect(t.Context(), []image.Mapping{listed[0], listed[2]}); err != nil {
+		t.Fatal(err)
+	}
+	mapAt(t, fresh)
+	unmap(t, known)
+	replaced := at(4, 12)
+	mapAt(t, replaced)
+	if protectable, err := a.registerAll(listed, []int{1}); err != nil || !protectable[1] {
+		t.Fatalf("registering: %v, %v", protectable, err)
+	}
+	if err := resize(replaced, 6); err != nil {
+		t.Error("resizing:", err)
+	}
+	if err := resize(at(4, 6), 14); err != nil {
+		t.Error("resizing:", err)
+	}
+}
+
 func mapAt(t *testing.T, r Range) {
 	t.Helper()
 	_, _, errno := unix.Syscall6(unix.SYS_MMAP, uintptr(r.Start), uintptr(r.Bytes()), readWrite,
