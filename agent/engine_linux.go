@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
+	"time"
 
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/image"
@@ -17,7 +19,12 @@ import (
 type Engines struct {
 	source *source.Host
 	target *target.Host
+	stop   func() // sweeping
 }
+
+// sweepInterval is how often the control groups of processes that arrived and
+// are no longer here are removed.
+const sweepInterval = 2 * time.Second
 
 // NewEngines looks at the machine; its error says what the machine lacks.
 // groups is the directory below which arrived processes get control groups.
@@ -30,7 +37,32 @@ func NewEngines(ctx context.Context, groups string) (*Engines, error) {
 	if err != nil {
 		return nil, errors.Join(err, from.Close())
 	}
-	return &Engines{source: from, target: to}, nil
+	e := &Engines{source: from, target: to}
+	e.stop = repeatedly(sweepInterval, to.Sweep)
+	return e, nil
+}
+
+// repeatedly does something now and from time to time, until the function that
+// it returns is called.
+func repeatedly(interval time.Duration, do func()) (stop func()) {
+	stopped := make(chan struct{})
+	var loop sync.WaitGroup
+	loop.Go(func() {
+		ticker := time.NewTicker(interval)
+		defer ticker.Stop()
+		for {
+			do()
+			select {
+			case <-stopped:
+				return
+			case <-ticker.C:
+			}
+		}
+	})
+	return sync.OnceFunc(func() {
+		close(stopped)
+		loop.Wait()
+	})
 }
 
 // Slow says why freezes of large processes take longer on this machine than
@@ -38,7 +70,10 @@ func NewEngines(ctx context.Context, groups string) (*Engines, error) {
 func (e *Engines) Slow() error { return e.source.NoIterator }
 
 // Close lets go of what migrations share.
-func (e *Engines) Close() error { return e.source.Close() }
+func (e *Engines) Close() error {
+	e.stop()
+	return e.source.Close()
+}
 
 // Source is the half that processes leave by.
 func (e *Engines) Source() Source { return sourceEngine{e.source} }

@@ -198,8 +198,6 @@ func (b *Bed) Traces() ([]string, error) {
 					return nil // it goes away just now
 				case err != nil:
 					return err
-				case d.IsDir() && sweptLater(path):
-					return filepath.SkipDir
 				case dir == "run/pagurus" || d.IsDir():
 					found = append(found, h.Name()+" "+strings.TrimPrefix(path, root))
 				}
@@ -209,11 +207,4 @@ func (b *Bed) Traces() ([]string, error) {
 	}
 	slices.Sort(found)
 	return found, err
-}
-
-// sweptLater reports whether dir is the control group of a process that arrived
-// and has ended since. An agent removes those when the next one arrives.
-func sweptLater(dir string) bool {
-	processes, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-	return err == nil && len(processes) == 0 && filepath.Base(filepath.Dir(dir)) == "arrived"
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -18,6 +19,7 @@ import (
 // A Host takes processes in. Its methods may be called from any goroutine.
 type Host struct {
 	groups  freezer.Group // below which every arrived process has its own
+	entry   sync.Mutex    // held by who makes a group until there is somebody in it
 	machine image.Host
 	digests *resource.Digests
 }
@@ -94,7 +96,6 @@ func (h *Host) Reserve(ctx context.Context, c Config) (s *Shell, blockers, warni
 	if err != nil || len(blockers) > 0 {
 		return nil, blockers, warnings, err
 	}
-	h.sweep()
 	s = &Shell{config: c, plan: Plan{Migration: c.Migration, Group: filepath.Join(h.groups.Dir(), c.Migration)}}
 	for i := range c.Inventory.Processes {
 		s.plan.PIDs = append(s.plan.PIDs, c.Inventory.Processes[i].PID)
@@ -102,7 +103,7 @@ func (h *Host) Reserve(ctx context.Context, c Config) (s *Shell, blockers, warni
 	if err := s.save(); err != nil {
 		return nil, nil, warnings, err
 	}
-	if err = s.make(ctx, h.groups); err != nil {
+	if err = s.make(ctx, h); err != nil {
 		err = errors.Join(err, s.Release(context.WithoutCancel(ctx)))
 		if conflict, ok := errors.AsType[*pidTakenError](err); ok {
 			return nil, []migrate.Finding{migrate.Findingf(migrate.CodePIDTaken, "try again, or choose another host", "%s", conflict)}, warnings, nil
@@ -112,20 +113,29 @@ func (h *Host) Reserve(ctx context.Context, c Config) (s *Shell, blockers, warni
 	return s, nil, warnings, nil
 }
 
-// sweep removes the groups of processes that arrived and have ended since. The
-// kernel refuses to remove the others.
-func (h *Host) sweep() {
+// enter puts a process into the group of its migration.
+func (h *Host) enter(g freezer.Group, pid int) error {
+	h.entry.Lock()
+	defer h.entry.Unlock()
+	if err := g.Make(); err != nil {
+		return err
+	}
+	return g.Add(pid)
+}
+
+// Sweep removes the groups of processes that arrived and have ended or moved on
+// since. The kernel refuses to remove the others, and those that it refuses
+// otherwise are for the next time.
+func (h *Host) Sweep() {
+	h.entry.Lock()
+	defer h.entry.Unlock()
 	entries, err := os.ReadDir(h.groups.Dir())
 	if err != nil {
 		return
 	}
 	for _, e := range entries {
-		if !e.IsDir() {
-			continue
-		}
-		g := h.groups.Child(e.Name())
-		if pids, err := g.Processes(); err == nil && len(pids) == 0 {
-			_ = os.Remove(g.Dir()) // the next sweep tries again
+		if e.IsDir() {
+			_ = os.Remove(h.groups.Child(e.Name()).Dir())
 		}
 	}
 }

@@ -13,8 +13,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -103,7 +105,22 @@ func serveDestination() error {
 			var inventory *image.Image
 			if inventory, err = image.Decode(o.Inventory); err == nil {
 				save := func(target.Plan) error { return nil }
+				// What becomes a shell is not swept away.
+				stop := make(chan struct{})
+				var sweeping sync.WaitGroup
+				sweeping.Go(func() {
+					for {
+						select {
+						case <-stop:
+							return
+						default:
+							host.Sweep()
+						}
+					}
+				})
 				shell, a.Blockers, _, err = host.Reserve(ctx, target.Config{Migration: "test", Inventory: inventory, Options: o.Options, Save: save})
+				close(stop)
+				sweeping.Wait()
 			}
 		case "receive":
 			if _, err = wire.ReadHello(conn); err == nil {
@@ -177,6 +194,42 @@ func newDestination(t *testing.T) *destination {
 		removeGroups(t, groups)
 	})
 	return &destination{t: t, pages: conn, groups: groups, in: in, out: json.NewDecoder(out), pid: cmd.Process.Pid}
+}
+
+// The groups of processes that are no longer here are removed.
+func TestSweep(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	mount, err := freezer.Mount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	groups := filepath.Join(mount, fmt.Sprintf("pagurus-sweep-%d", os.Getpid()))
+	host, err := target.New(t.Context(), groups)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { removeGroups(t, groups) })
+	empty, full := freezer.At(filepath.Join(groups, "empty")), freezer.At(filepath.Join(groups, "full"))
+	if err := errors.Join(empty.Make(), full.Make()); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	if err := full.Add(cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	host.Sweep()
+	if _, err := os.Stat(empty.Dir()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the group of nobody: %v", err)
+	}
+	if pids, err := full.Processes(); err != nil || !slices.Equal(pids, []int{cmd.Process.Pid}) {
+		t.Errorf("the group of a process: %v, %v", pids, err)
+	}
 }
 
 func removeGroups(t *testing.T, dir string) {

@@ -51,11 +51,8 @@ type process struct {
 func (s *Shell) save() error { return s.config.Save(s.plan) }
 
 // make makes all processes with all threads of the inventory.
-func (s *Shell) make(ctx context.Context, groups freezer.Group) error {
-	s.group = groups.Child(s.config.Migration)
-	if err := s.group.Make(); err != nil {
-		return err
-	}
+func (s *Shell) make(ctx context.Context, h *Host) error {
+	s.group = h.groups.Child(s.config.Migration)
 	s.ran = make(chan struct{})
 	s.tracer = parasite.NewTracer()
 	s.memory = newMemory()
@@ -70,7 +67,7 @@ func (s *Shell) make(ctx context.Context, groups freezer.Group) error {
 			return fmt.Errorf("making the shell of process %d: %w", from.PID, err)
 		}
 		s.processes = append(s.processes, p)
-		if err := s.group.Add(p.PID()); err != nil {
+		if err := h.enter(s.group, p.PID()); err != nil {
 			return err
 		}
 		if err := p.furnish(ctx, from); err != nil {
