@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -50,19 +49,27 @@ func TestRefusals(t *testing.T) {
 		})
 	}
 	t.Run("PID taken there", func(t *testing.T) {
-		// The next process of host-b gets the number, the others go on counting
-		// where they were: those of this number's neighbours must stay free.
-		last := lastPID(t, "host-b", strconv.Itoa(p.PID-1))
-		squatter, err := host(t, "host-b").Start(ctx, lab.Command{Args: []string{"sleep", "1000"}})
+		need(t, "python3")
+		// clone3(2) with set_tid. To count PIDs from another place would let the
+		// host's own threads take the number, or those of its neighbours.
+		const squat = "import ctypes, struct, sys, time\n" +
+			"number = ctypes.c_int(int(sys.argv[1]))\n" +
+			"args = struct.pack('11Q', 0, 0, 0, 0, 17, 0, 0, 0, ctypes.addressof(number), 1, 0)\n" + // SIGCHLD
+			"if ctypes.CDLL(None).syscall(435, args, len(args)) > 0: print('ready', flush=True)\n" +
+			"time.sleep(1000)"
+		parent, err := bed.Start(ctx, "host-b", "python3", "-c", squat, fmt.Sprint(p.PID), "$ASK")
 		if err != nil {
 			t.Fatal(err)
 		}
-		lastPID(t, "host-b", last)
-		defer end(ctx, t, "host-b", squatter.PID)
-		if squatter.PID != p.PID {
-			t.Fatalf("the process on host-b has number %d and not %d", squatter.PID, p.PID)
-		}
+		defer end(ctx, t, "host-b", p.PID)
+		defer end(ctx, t, "host-b", parent.PID) // first: it does not wait for its child
 		refused(ctx, t, p, "host-b", migrate.CodePIDTaken)
+	})
+	t.Run("no memory there", func(t *testing.T) {
+		const little = "sed 's/^MemAvailable:.*/MemAvailable: 4096 kB/' /proc/meminfo > $1 && mount --bind $1 /proc/meminfo"
+		on(ctx, t, "host-b", "sh", "-c", little, "sh", filepath.Join(t.TempDir(), "meminfo"))
+		defer on(ctx, t, "host-b", "umount", "/proc/meminfo")
+		refused(ctx, t, p, "host-b", migrate.CodeMemory)
 	})
 	t.Run("debugger", func(t *testing.T) {
 		need(t, "python3")
@@ -186,17 +193,6 @@ func refused(ctx context.Context, t *testing.T, p *testbed.Process, to string, w
 		t.Errorf("it does not say so in one line: %q", r.Stderr)
 	}
 	t.Log(strings.TrimSpace(r.Stderr))
-}
-
-// lastPID sets from where a host counts PIDs, and returns from where it did.
-func lastPID(t *testing.T, name, value string) string {
-	t.Helper()
-	file := "/proc/sys/kernel/ns_last_pid"
-	before := on(t.Context(), t, name, "cat", file)
-	if _, err := host(t, name).Exec(t.Context(), "sh", "-c", "echo "+value+" > "+file); err != nil {
-		t.Fatal(err)
-	}
-	return before
 }
 
 func host(t *testing.T, name string) *lab.Host {

@@ -33,8 +33,7 @@ func checkMemory(c *Check, p *image.Process) {
 	}
 }
 
-// availableMemory is MemAvailable of /proc/meminfo, in bytes, or what the
-// agent's own control group leaves, if that is less.
+// availableMemory is MemAvailable of /proc/meminfo, in bytes.
 func availableMemory() (uint64, error) {
 	text, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
