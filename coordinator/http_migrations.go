@@ -118,6 +118,9 @@ func (s *Server) registerMigrations(a huma.API) {
 		Description: "For a migration in COMMITTED whose destination is lost, for instance because the host is off: " +
 			"the source runs the process again. If the destination does run it, there are two of it after that.",
 	}, func(ctx context.Context, in *one) (*document[migrate.Report], error) {
+		if identityOf(ctx).Role != trust.RoleOperator {
+			return nil, newProblem(http.StatusForbidden, api.CodeForbidden, "only an operator vouches for a host: use an operator's certificate")
+		}
 		return answer(s.scheduler.Fence(ctx, in.ID, who(ctx)))
 	})
 

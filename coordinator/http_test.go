@@ -210,6 +210,12 @@ func TestRequests(t *testing.T) {
 		}
 	})
 
+	t.Run("agents vouch for nobody", func(t *testing.T) {
+		if _, err := c.Client(trust.RoleAgent, "host-a").Fence(t.Context(), "m9"); code(err) != api.CodeForbidden {
+			t.Errorf("an agent fenced a host: %v", err)
+		}
+	})
+
 	t.Run("nothing of that name", func(t *testing.T) {
 		_, missing := client.Migration(t.Context(), "m9")
 		_, cancelled := client.Cancel(t.Context(), "m9")

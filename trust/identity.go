@@ -14,7 +14,7 @@ type Role string
 
 const (
 	RoleCoordinator Role = "coordinator" // orders agents, votes in raft
-	RoleAgent       Role = "agent"       // acts on one host, sends and receives pages
+	RoleAgent       Role = "agent"       // acts on one host, sends and receives pages, asks coordinators for those who may open its sockets
 	RoleOperator    Role = "operator"    // asks coordinators for anything
 	RoleViewer      Role = "viewer"      // asks coordinators, changes nothing
 )

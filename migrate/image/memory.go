@@ -9,7 +9,8 @@ type Memory struct {
 	Marks    Marks     `cbor:"marks"`
 	Exe      Index     `cbor:"exe"` // of Files: what /proc/PID/exe shows
 	Auxv     []byte    `cbor:"auxv"`
-	// Resident is how much of it, in bytes, was in memory or swap when the image was taken.
+	// Resident is how much of it, in bytes, was in memory or swap when the image
+	// was taken, without that of objects.
 	Resident uint64 `cbor:"resident"`
 	// Guards are ranges of guard pages (MADV_GUARD_INSTALL).
 	Guards []AddressRange `cbor:"guards"`
@@ -158,6 +159,7 @@ type Object struct {
 	Kind  ObjectKind `cbor:"kind"`
 	Space uint32     `cbor:"space"`
 	Bytes uint64     `cbor:"bytes"`
+	Held  uint64     `cbor:"held"`  // how many bytes of it take up memory or disk
 	Name  string     `cbor:"name"`  // of a memfd: the name given to it; of a deleted file: its last path
 	Flags uint32     `cbor:"flags"` // of a memfd: MFD_EXEC or MFD_NOEXEC_SEAL
 	Seals int        `cbor:"seals"`

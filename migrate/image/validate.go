@@ -103,8 +103,8 @@ func validateObjects(objects []Object, spaces map[uint32]bool) error {
 		default:
 			return invalid("object %d is of unknown kind %q", i, o.Kind)
 		}
-		if o.Bytes > 1<<62 {
-			return invalid("object %d has %d bytes", i, o.Bytes)
+		if o.Bytes > 1<<62 || o.Held > 1<<62 {
+			return invalid("object %d has %d bytes and holds %d", i, o.Bytes, o.Held)
 		}
 		if len(o.Name) > maxPath || strings.ContainsRune(o.Name, 0) {
 			return invalid("object %d has an unusable name", i)

@@ -23,6 +23,7 @@ type Status struct {
 	Threads    int
 	Kernel     bool // a kernel thread
 	RSSBytes   uint64
+	ShmemBytes uint64 // of it, of shared memory and tmpfs
 	SwapBytes  uint64
 	NoNewPrivs bool
 	Seccomp    int // 0: off, 1: strict, 2: filters
@@ -91,6 +92,8 @@ func ParseStatus(data []byte) (Status, error) {
 			s.Kernel = value == "1"
 		case "VmRSS":
 			s.RSSBytes = number(value, 10, 53) << 10
+		case "RssShmem":
+			s.ShmemBytes = number(value, 10, 53) << 10
 		case "VmSwap":
 			s.SwapBytes = number(value, 10, 53) << 10
 		case "NoNewPrivs":

@@ -32,7 +32,7 @@ var memoryMarks = processKind{
 		if err != nil {
 			return err
 		}
-		mem.Resident = status.RSSBytes + status.SwapBytes
+		mem.Resident = status.RSSBytes - min(status.RSSBytes, status.ShmemBytes) + status.SwapBytes
 		b := d.batch(d.Proc.PID)
 		get := b.Call(unix.SYS_BRK, 0)
 		d.then(func() error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"structs"
@@ -26,11 +27,35 @@ func checkMemory(c *Check, p *image.Process) {
 	}
 	needed := p.Memory.Resident
 	for i := range c.Image.Objects {
-		needed += c.Image.Objects[i].Bytes
+		o := &c.Image.Objects[i]
+		if o.Kind == image.ObjectDeletedFile {
+			if dir := filepath.Dir(o.Name); !inMemory(dir) {
+				checkDisk(c, o, dir)
+				continue
+			}
+		}
+		needed += o.Held
 	}
 	if needed > available {
 		c.Block(migrate.CodeMemory, "free memory there, or choose another host", "process %d holds %d MiB, the destination has %d MiB available", p.PID, needed>>20, available>>20)
 	}
+}
+
+// checkDisk compares what a deleted file holds with what is left where it will be.
+func checkDisk(c *Check, o *image.Object, dir string) {
+	var fs unix.Statfs_t
+	if unix.Statfs(dir, &fs) != nil {
+		return // that it is not there is reported where the file would be made
+	}
+	if left := fs.Bavail * uint64(fs.Bsize); o.Held > left {
+		c.Block(migrate.CodeMemory, "free space there, or choose another host", "the deleted file %s holds %d MiB, the destination has %d MiB left in %s", o.Name, o.Held>>20, left>>20, dir)
+	}
+}
+
+// inMemory reports whether the files of a directory are kept in memory.
+func inMemory(dir string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(dir, &fs) == nil && (fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC)
 }
 
 // availableMemory is MemAvailable of /proc/meminfo, in bytes.

@@ -13,16 +13,19 @@ import (
 	"github.com/pagurus-project/pagurus/migrate/procfs"
 )
 
+// heldBy is how many bytes of a file take up memory or disk (inode(7), st_blocks).
+func heldBy(st *unix.Stat_t) uint64 { return uint64(st.Blocks) * 512 }
+
 // object finds the place of the object that a link of /proc leads to, a new
 // one if it was not met before. It is not one if the file can be opened by a
 // path at the destination.
 func (d *TreeDump) object(link, name string, st *unix.Stat_t) (image.Index, bool, error) {
 	if index, ok := d.objectIndex[idOf(st)]; ok {
 		// It may have grown.
-		d.objects[index].Bytes = uint64(st.Size)
+		d.objects[index].Bytes, d.objects[index].Held = uint64(st.Size), heldBy(st)
 		return index, true, nil
 	}
-	o := image.Object{Bytes: uint64(st.Size), Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid}
+	o := image.Object{Bytes: uint64(st.Size), Held: heldBy(st), Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid}
 	path, deleted := procfs.CutDeleted(name)
 	memfd, isMemfd := strings.CutPrefix(path, "/memfd:")
 	switch {

@@ -3,6 +3,7 @@ package resource
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -100,6 +101,14 @@ func pipeContent(fd, capacity int) ([][]byte, error) {
 	}
 }
 
+// inPackets reports whether a pipe is written packet by packet: another write
+// must not be joined with what is in it.
+func (r *TreeRestore) inPackets(index image.Index) bool {
+	return slices.ContainsFunc(r.Image.Files, func(f image.File) bool {
+		return f.Kind == image.FilePipe && f.Pipe == index && f.Flags&unix.O_DIRECT != 0
+	})
+}
+
 // pipe makes a pipe with its content, once.
 func (r *TreeRestore) pipe(index image.Index) ([2]int, error) {
 	if ends, ok := r.pipes[index]; ok {
@@ -108,7 +117,7 @@ func (r *TreeRestore) pipe(index image.Index) ([2]int, error) {
 	p := &r.Image.Pipes[index]
 	var ends [2]int
 	flags := unix.O_CLOEXEC | unix.O_NONBLOCK
-	if len(p.Content) > 1 {
+	if len(p.Content) > 1 || len(p.Content) == 1 && len(p.Content[0]) <= image.PageSize && r.inPackets(index) {
 		flags |= unix.O_DIRECT // packet by packet
 	}
 	if err := unix.Pipe2(ends[:], flags); err != nil {

@@ -31,6 +31,7 @@ var socketEnd = fileKind{
 // socketOptions are those of a unix socket that hold a value.
 var socketOptions = []int{
 	unix.SO_SNDBUF, unix.SO_RCVBUF, unix.SO_RCVLOWAT, unix.SO_PASSCRED, unix.SO_RCVTIMEO_NEW, unix.SO_SNDTIMEO_NEW,
+	unix.SO_PEEK_OFF,
 }
 
 // dumpSocket reads an end. Other sockets are blockers, each with its name.
@@ -134,13 +135,16 @@ var errPassedDescriptors = errors.New("descriptors are on their way in it (SCM_R
 
 // socketQueue reads what has arrived at a socket and leaves it there.
 func socketQueue(fd, typ int) ([]image.Message, error) {
-	// The offset is set off again: it would change what the program's own
-	// MSG_PEEK returns.
+	// Where the program's own MSG_PEEK looks is put back.
+	was, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF)
+	if err != nil {
+		return nil, err
+	}
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0); err != nil {
 		return nil, err
 	}
 	queue, err := peekAll(fd, typ)
-	return queue, errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, -1))
+	return queue, errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, was))
 }
 
 func peekAll(fd, typ int) ([]image.Message, error) {
