@@ -97,7 +97,8 @@ type gauges struct {
 	mu       sync.Mutex
 	measured Measured
 	pace     pace
-	pages    uint64 // in the present round
+	round    uint32 // the present one
+	pages    uint64 // that it has to carry
 }
 
 // Measured tells what the migration has cost so far. It may be called at any time.

@@ -223,7 +223,7 @@ func (m *Migration) surveyRunning(ctx context.Context, n uint32) (*survey, error
 // send carries a survey's layout and pages.
 func (m *Migration) send(ctx context.Context, s *survey, n uint32, last bool) (pageserver.RoundStats, error) {
 	m.gauges.mu.Lock()
-	m.gauges.pages = s.pages
+	m.gauges.round, m.gauges.pages = n, s.pages
 	m.gauges.mu.Unlock()
 	layout, err := s.layout.Encode()
 	if err != nil {
@@ -279,8 +279,12 @@ func (m *Migration) progress(now time.Time) migrate.Progress {
 	m.gauges.mu.Lock()
 	defer m.gauges.mu.Unlock()
 	left, _ := m.gauges.pace.estimate(now)
+	inRound := sent.Round.Pages
+	if sent.N != m.gauges.round { // the sender has not begun with it
+		inRound = 0
+	}
 	return migrate.Progress{
-		Round: int(sent.N), RoundPages: m.gauges.pages, RoundSent: sent.Round.Pages,
+		Round: int(m.gauges.round), RoundPages: m.gauges.pages, RoundSent: inRound,
 		Bytes: sent.Total.Bytes, WireBytes: sent.Total.WireBytes,
 		DirtyRateBytes: m.gauges.pace.dirtyRate(), EstimateMS: milliseconds(left),
 	}

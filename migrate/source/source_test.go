@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -255,6 +256,11 @@ func TestReplica(t *testing.T) {
 		}
 	}
 	t.Logf("%d rounds, downtime %v, %v", r.rounds, c.Downtime, c.PhasesMS)
+	// As if another round was known, and not begun with.
+	m.gauges.round, m.gauges.pages = m.gauges.round+1, 1
+	if p := m.progress(time.Now()); p.Round != r.rounds || p.RoundSent != 0 {
+		t.Errorf("before round %d: %+v", r.rounds, p)
+	}
 	if err := m.Dispose(t.Context()); err != nil {
 		t.Error(err)
 	}
