@@ -44,6 +44,7 @@ var processKinds = []processKind{
 	membarrier,
 	seccomp,
 	credentials,
+	landlock,
 	switches,
 }
 

@@ -229,6 +229,24 @@ func TestInspectRefuses(t *testing.T) {
 	}
 }
 
+// One thread in a sandbox is enough to refuse a process, whoever it belongs to.
+func TestSandboxed(t *testing.T) {
+	const version = 1 // LANDLOCK_CREATE_RULESET_VERSION
+	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, version); errno != 0 {
+		t.Skip("no Landlock on this kernel: ", errno)
+	}
+	h := newHost(t)
+	v := startVictim(t, "sandboxed")
+	in, err := h.Inspect(t.Context(), inspection(v.pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(in.Blockers) != 1 || in.Blockers[0].Code != migrate.CodeProcessState {
+		t.Errorf("blockers %v", in.Blockers)
+	}
+	v.finish()
+}
+
 // The memory of a process that does everything at once arrives as it is.
 func TestReplica(t *testing.T) {
 	h := newHost(t)

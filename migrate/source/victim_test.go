@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -39,11 +40,35 @@ var victims = map[string]func(v *victimSelf) error{
 		v.await("go")
 		return exec.Command("/bin/sleep", "1000").Start()
 	},
+	"sandboxed": sandbox,
 	"exit": func(v *victimSelf) error {
 		v.await("go")
 		os.Exit(3)
 		return nil
 	},
+}
+
+// sandbox puts one thread into a Landlock domain in which nothing can be
+// executed (landlock(7)).
+func sandbox(v *victimSelf) error {
+	runtime.LockOSThread()
+	attr := unix.LandlockRulesetAttr{Access_fs: unix.LANDLOCK_ACCESS_FS_EXECUTE}
+	fd, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr.Access_fs), 0)
+	if errno != 0 {
+		return fmt.Errorf("landlock_create_ruleset: %w", errno)
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, fd, 0, 0); errno != 0 {
+		return fmt.Errorf("landlock_restrict_self: %w", errno)
+	}
+	if err := unix.Close(int(fd)); err != nil {
+		return err
+	}
+	v.ready()
+	v.await("stop")
+	return nil
 }
 
 // A victimSelf is a victim as it sees itself.
@@ -76,7 +101,7 @@ func runVictim(kind string) {
 	go func() { errs <- v.uninterrupted(func() { close(waiting) }) }()
 	<-waiting
 	switch kind {
-	case "churn", "greedy", "open", "locked": // are ready when they say so
+	case "churn", "greedy", "open", "locked", "sandboxed": // are ready when they say so
 	default:
 		v.ready()
 	}

@@ -279,15 +279,23 @@ func (d *destination) do(o order) answer {
 }
 
 // events are what a source reports.
-type events struct{ t *testing.T }
+type events struct{ promised func() }
 
-func (events) Progress(migrate.Progress)     {}
-func (events) Frozen()                       {}
-func (events) Promise(source.Measured) error { return nil }
+func (events) Progress(migrate.Progress) {}
+func (events) Frozen()                   {}
+func (e events) Promise(source.Measured) error {
+	e.promised()
+	return nil
+}
 
-// moved moves a process and returns a function by which its id at the
-// destination is seen from here.
+// move moves a process.
 func move(t *testing.T, host *source.Host, pid int, options migrate.Options) *destination {
+	t.Helper()
+	return moveWhile(t, host, pid, options, func() {})
+}
+
+// moveWhile moves a process, and calls promised while it stands still.
+func moveWhile(t *testing.T, host *source.Host, pid int, options migrate.Options, promised func()) *destination {
 	t.Helper()
 	ctx := t.Context()
 	d := newDestination(t)
@@ -313,7 +321,7 @@ func move(t *testing.T, host *source.Host, pid int, options migrate.Options) *de
 	if err != nil {
 		t.Fatal("starting:", err)
 	}
-	runErr := m.Run(ctx, d.pages, events{t})
+	runErr := m.Run(ctx, d.pages, events{promised})
 	if runErr != nil {
 		d.pages.Close()
 	}
