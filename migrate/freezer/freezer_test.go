@@ -48,6 +48,26 @@ func TestParseMembership(t *testing.T) {
 	}
 }
 
+func FuzzParseMembership(f *testing.F) {
+	f.Add("9:name=systemd:/x\n0::/user.slice/a b\n")
+	f.Add("0::/../other\n")
+	f.Fuzz(func(t *testing.T, content string) {
+		if within, err := parseMembership(content); err == nil && (!filepath.IsAbs(within) || filepath.Join("/mount", within) == "/") {
+			t.Errorf("%q: %q", content, within)
+		}
+	})
+}
+
+func FuzzFindMount(f *testing.F) {
+	f.Add("36 32 0:31 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
+	f.Add("31 25 0:27 / /mnt/my\\040groups rw - cgroup2 none rw\n")
+	f.Fuzz(func(t *testing.T, mountinfo string) {
+		if mount, ok := findMount(mountinfo); ok != (mount != "") {
+			t.Errorf("%q: %q, %v", mountinfo, mount, ok)
+		}
+	})
+}
+
 // newGroup makes a group below the test's own.
 func newGroup(t *testing.T) Group {
 	t.Helper()

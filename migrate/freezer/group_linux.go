@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -79,7 +80,7 @@ func parseMembership(content string) (string, error) {
 			continue
 		case !strings.HasPrefix(within, "/"):
 			return "", fmt.Errorf("group %q", within)
-		case within == "/.." || strings.HasPrefix(within, "/../"):
+		case slices.Contains(strings.Split(within, "/"), ".."):
 			return "", fmt.Errorf("group %s lies outside of this cgroup namespace", within)
 		}
 		return within, nil

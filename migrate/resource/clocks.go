@@ -85,6 +85,10 @@ func parseOffsets(text string) (clockOffsets, error) {
 		if err := errors.Join(err1, err2); err != nil {
 			return o, fmt.Errorf("line %q: %w", line, err)
 		}
+		const most = 1 << 33 // some 270 years
+		if max(seconds, -seconds) > most || nanoseconds < 0 || nanoseconds >= 1e9 {
+			return o, fmt.Errorf("line %q: an offset that no clock can have", line)
+		}
 		switch words[0] {
 		case "monotonic":
 			o.monotonic = seconds*1e9 + nanoseconds

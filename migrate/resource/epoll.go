@@ -61,12 +61,12 @@ func parseWatch(value string) (image.Watch, error) {
 	// The number stands first, then names, each followed by its value.
 	words := strings.Fields(strings.ReplaceAll(value, ":", ": "))
 	w := image.Watch{File: image.None}
-	var errs []error
-	if len(words) > 0 {
-		fd, err := strconv.Atoi(words[0])
-		w.FD = fd
-		errs = append(errs, err)
+	if len(words) == 0 {
+		return w, fmt.Errorf("registration %q", value)
 	}
+	fd, err := strconv.ParseUint(words[0], 10, 31)
+	w.FD = int(fd)
+	errs := []error{err}
 	for i := 1; i+1 < len(words); i++ {
 		var err error
 		switch words[i] {
