@@ -39,6 +39,10 @@ import (
 const roleVariable = "PAGURUS_TEST_ROLE"
 
 func TestMain(m *testing.M) {
+	if os.Getenv(roleVariable) == "bystander" {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	}
 	if os.Getenv(roleVariable) == "destination" {
 		if err := serveDestination(); err != nil {
 			fmt.Fprintln(os.Stderr, "destination:", err)
@@ -215,7 +219,11 @@ func TestSweep(t *testing.T) {
 	if err := errors.Join(empty.Make(), full.Make()); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("sleep", "1000")
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), roleVariable+"=bystander")
+	if _, err := cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
