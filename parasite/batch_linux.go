@@ -73,7 +73,7 @@ func (b *Batch) Len() int { return len(b.calls) }
 
 // Room reports how many bytes are left for calls and memory.
 func (b *Batch) Room() int {
-	return scratchBytes - len(b.arena) - len(b.calls)*int(callSize)
+	return scratchBytes - len(b.arena) - len(b.calls)*int(callSize) - endWord
 }
 
 // Run makes the calls. Its error says that they could not be made; what they
@@ -164,10 +164,8 @@ func (t *Thread) runBatch(ctx context.Context, calls []Call, arena []byte) error
 		return err
 	}
 	copy(arena, content)
-	if p.launched {
-		for i := range calls {
-			calls[i].Result = *(*uintptr)(unsafe.Pointer(&array[i*int(callSize)+int(unsafe.Offsetof(callABI{}.result))]))
-		}
+	for i := range calls {
+		calls[i].Result = *(*uintptr)(unsafe.Pointer(&array[i*int(callSize)+int(unsafe.Offsetof(callABI{}.result))]))
 	}
 	return nil
 }
@@ -185,13 +183,17 @@ func (t *Thread) followRestoring(ctx context.Context, e execution, calls []Call)
 	if err := t.process.WriteMemory(e.slots, bytesOf(&slots)); err != nil {
 		return err
 	}
-	return t.follow(ctx, e, calls)
+	if !t.process.seesTracer {
+		return t.follow(ctx, e, calls)
+	}
+	e.tracer = t.process.tracer.tid
+	return t.followToEnd(ctx, e, calls)
 }
 
 // runToBreakpoint runs a batch in a launched process, whose registers hold
 // nothing of value.
 func (t *Thread) runToBreakpoint(ctx context.Context, e execution, calls []Call) error {
-	regs := enterExecutor(t.regs, e.code, e.calls, len(calls), e.store, 0)
+	regs := e.enter(t.regs, len(calls))
 	if err := t.writeRegisters(&regs); err != nil {
 		return err
 	}

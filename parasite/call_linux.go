@@ -47,6 +47,7 @@ type execution struct {
 	code, slots, calls uintptr
 	mask               uint64 // the thread's own
 	store              bool   // the calls' array can be written by the target
+	tracer             int    // the thread whose end the target notices; 0: it need not
 }
 
 // follow lets the thread run an executor and makes sure that it ends where it
@@ -58,7 +59,7 @@ type execution struct {
 func (t *Thread) follow(ctx callContext, e execution, calls []Call) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	regs := enterExecutor(t.regs, e.code, e.calls, len(calls), e.store, e.slots)
+	regs := e.enter(t.regs, len(calls))
 	if err := t.writeRegisters(&regs); err != nil {
 		return err
 	}
@@ -70,6 +71,84 @@ func (t *Thread) follow(ctx callContext, e execution, calls []Call) error {
 		return err
 	}
 	return errors.Join(err, t.comeBack(e.mask))
+}
+
+// endWord is how many bytes behind the array the executor writes to when all
+// calls are made.
+const endWord = 8
+
+// followToEnd is follow without a stop for each call: the executor waits for us
+// when it is done, and goes on by itself only if we die.
+func (t *Thread) followToEnd(ctx callContext, e execution, calls []Call) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	end := e.calls + uintptr(len(calls))*callSize
+	if err := t.process.WriteMemory(end, make([]byte, endWord)); err != nil {
+		return err
+	}
+	regs := e.enter(t.regs, len(calls))
+	if err := t.writeRegisters(&regs); err != nil {
+		return err
+	}
+	err := t.SetSignalMask(^uint64(0))
+	if err == nil {
+		err = t.runUntilWritten(ctx, end)
+	}
+	if errors.Is(err, ErrGone) {
+		return err
+	}
+	return errors.Join(err, t.putBack(e))
+}
+
+// runUntilWritten lets the thread run until it has written to the word at addr.
+func (t *Thread) runUntilWritten(ctx callContext, addr uintptr) error {
+	if err := ptrace(unix.PTRACE_CONT, t.tid, 0, 0); err != nil {
+		return err
+	}
+	word := make([]byte, endWord)
+	err := poll(ctx, func() (bool, error) {
+		s, stopped, err := stopOf(t.tid)
+		if err != nil {
+			return false, err
+		}
+		if stopped {
+			signal, wrong := t.toPassOn(s)
+			if wrong != nil { // a fault is not repeated: the interrupt comes first
+				wrong = errors.Join(wrong, ptrace(ptraceInterrupt, t.tid, 0, 0))
+			}
+			if err := errors.Join(wrong, ptrace(unix.PTRACE_CONT, t.tid, 0, uintptr(signal))); err != nil {
+				return false, err
+			}
+		}
+		if err := t.process.ReadMemory(addr, word); err != nil {
+			return false, err
+		}
+		return *(*uint64)(unsafe.Pointer(&word[0])) != 0, nil
+	})
+	if err != nil {
+		return fmt.Errorf("remote calls in thread %d: %w", t.tid, err)
+	}
+	return nil
+}
+
+// putBack makes a thread that is in the executor stand where it stood before, in
+// a stop from which the kernel itself restarts what was interrupted.
+func (t *Thread) putBack(e execution) error {
+	if err := t.regain(); err != nil {
+		return err
+	}
+	now := Thread{process: t.process, tid: t.tid}
+	if err := now.readRegisters(); err != nil {
+		return err
+	}
+	if at := uintptr(now.regs.Rip) - e.code; at > uintptr(len(executorCode())) {
+		t.regs = now.regs
+		return errors.Join(fmt.Errorf("thread %d did not wait for its tracer", t.tid), t.noteInterrupted())
+	}
+	if err := t.SetSignalMask(e.mask); err != nil {
+		return err
+	}
+	return t.writeRegisters(&t.regs)
 }
 
 // followCall lets the thread run until it has made one system call.
@@ -121,33 +200,55 @@ func (t *Thread) advance(ctx callContext, request int, wanted func(stop) bool) e
 			}
 			return err
 		}
-		switch {
-		case s.gone():
-			delete(t.process.threads, t.tid)
-			return fmt.Errorf("thread %d: %v: %w", t.tid, s, ErrGone)
-		case wanted(s):
+		if wanted(s) {
 			return nil
-		case synchronous[s.signal()]:
-			return fmt.Errorf("remote call in thread %d: %v", t.tid, s)
-		default: // a signal to pass on, or a stop to leave
-			signal = s.signal()
+		}
+		if signal, err = t.toPassOn(s); err != nil {
+			return err
 		}
 	}
 }
 
-// regain stops a thread whose remote call does not return.
-func (t *Thread) regain() error {
-	if err := ptrace(ptraceInterrupt, t.tid, 0, 0); err != nil {
-		return err
+// toPassOn is the signal to go on with after a stop that was not asked for; 0 if
+// the stop is only to be left.
+func (t *Thread) toPassOn(s stop) (unix.Signal, error) {
+	switch {
+	case s.gone():
+		delete(t.process.threads, t.tid)
+		return 0, fmt.Errorf("thread %d: %v: %w", t.tid, s, ErrGone)
+	case synchronous[s.signal()]:
+		return 0, fmt.Errorf("remote call in thread %d: %v", t.tid, s)
 	}
+	return s.signal(), nil
+}
+
+// regain stops a thread that runs the executor, wherever it is there.
+func (t *Thread) regain() error {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
-	s, err := wait(ctx, t.tid)
-	if err == nil && s.gone() {
-		delete(t.process.threads, t.tid)
-		err = ErrGone
+	for {
+		// Every stop takes an interrupt that is pending away.
+		if err := ptrace(ptraceInterrupt, t.tid, 0, 0); err != nil {
+			return err
+		}
+		s, err := wait(ctx, t.tid)
+		if err != nil {
+			return err
+		}
+		if s.event() == ptraceEventStop {
+			return nil
+		}
+		signal, err := t.toPassOn(s)
+		if errors.Is(err, ErrGone) {
+			return err
+		}
+		if err != nil {
+			signal = 0 // a fault: the interrupt comes before the instruction does again
+		}
+		if err := ptrace(unix.PTRACE_CONT, t.tid, 0, uintptr(signal)); err != nil {
+			return err
+		}
 	}
-	return err
 }
 
 // Signals that a fault in the executor would raise: they are never blocked.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"structs"
 	"sync"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -41,27 +42,32 @@ var breakpointOffset = sync.OnceValue(func() uintptr {
 // executor puts back at its end. The offsets are used in executor_amd64.s.
 type slotsABI struct {
 	_        structs.HostLayout
-	r14      uint64 // 0
-	rip      uint64 // 8
-	rsp      uint64 // 16
-	flags    uint64 // 24
-	rax      uint64 // 32
-	rbx      uint64 // 40
-	rcx      uint64 // 48
-	rdx      uint64 // 56
-	rsi      uint64 // 64
-	rdi      uint64 // 72
-	rbp      uint64 // 80
-	r8       uint64 // 88
-	r9       uint64 // 96
-	r10      uint64 // 104
-	r11      uint64 // 112
-	r12      uint64 // 120
-	r13      uint64 // 128
-	mask     uint64 // 136
-	blockAll uint64 // 144
-	r15      uint64 // 152
+	r14      uint64   // 0
+	rip      uint64   // 8
+	rsp      uint64   // 16
+	flags    uint64   // 24
+	rax      uint64   // 32
+	rbx      uint64   // 40
+	rcx      uint64   // 48
+	rdx      uint64   // 56
+	rsi      uint64   // 64
+	rdi      uint64   // 72
+	rbp      uint64   // 80
+	r8       uint64   // 88
+	r9       uint64   // 96
+	r10      uint64   // 104
+	r11      uint64   // 112
+	r12      uint64   // 120
+	r13      uint64   // 128
+	mask     uint64   // 136
+	blockAll uint64   // 144
+	r15      uint64   // 152
+	pause    [2]int64 // 160, a struct timespec
 }
+
+// lookPause is the time between two looks of an executor that is done whether
+// its tracer is still there.
+const lookPause = 10 * time.Millisecond
 
 const slotsSize = unsafe.Sizeof(slotsABI{})
 
@@ -73,22 +79,23 @@ func slotsFor(regs *Registers, mask uint64) slotsABI {
 		rsi: regs.Rsi, rdi: regs.Rdi, rbp: regs.Rbp,
 		r8: regs.R8, r9: regs.R9, r10: regs.R10, r11: regs.R11,
 		r12: regs.R12, r13: regs.R13, r14: regs.R14, r15: regs.R15,
-		mask: mask, blockAll: ^uint64(0),
+		mask: mask, blockAll: ^uint64(0), pause: [2]int64{0, int64(lookPause)},
 	}
 }
 
 // enterExecutor points regs at an executor whose code starts at code. The
 // stack pointer stays the program's own, so that a signal frame, should one be
 // built, lands where the program would have put it.
-func enterExecutor(regs Registers, code, calls uintptr, count int, store bool, slots uintptr) Registers {
-	regs.Rip = uint64(code)
-	regs.Rbx = uint64(calls)
+func (e execution) enter(regs Registers, count int) Registers {
+	regs.Rip = uint64(e.code)
+	regs.Rbx = uint64(e.calls)
 	regs.R12 = uint64(count)
 	regs.R13 = 0
-	if store {
+	if e.store {
 		regs.R13 = 1
 	}
-	regs.R14 = uint64(slots)
+	regs.R14 = uint64(e.slots)
+	regs.R15 = uint64(e.tracer)
 	regs.Orig_rax = ^uint64(0) // not in a system call: nothing to restart
 	regs.Eflags &^= flagDirection | flagTrap
 	return regs

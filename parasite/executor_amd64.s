@@ -13,10 +13,12 @@
 //	R13  0: results are not stored (the array may be read-only)
 //	R14  0: end in a breakpoint; else the address of the struct slotsABI that
 //	     stands right behind the code: put back what it holds and go on there
+//	R15  with R14, 0: do so at once; else the id of the tracer's thread: say that
+//	     all calls are made, in the word behind the array, and wait to be stopped
 //
 // The tracer of a target that must survive, whatever happens to the tracer,
-// sets R14 and stops it by PTRACE_SYSCALL; should the tracer die, the target
-// makes the rest of the calls, restores itself and carries on with its program.
+// sets R14. Should the tracer die, the target makes the rest of the calls,
+// restores itself and carries on with its program.
 TEXT ·executor(SB), NOSPLIT|NOFRAME, $0-0
 loop:
 	TESTQ R12, R12
@@ -40,9 +42,40 @@ next:
 
 done:
 	TESTQ R14, R14
-	JNZ   restore
+	JNZ   survive
 	BYTE  $0xcc    // INT3
 	BYTE  $0x90    // NOP: the pair stands nowhere else
+
+survive:
+	TESTQ R15, R15
+	JZ    restore
+	MOVQ  R15, 0(BX)
+
+	// Looks 100 times a second whether the tracer is still there. ppoll, because
+	// a call that it interrupts could not be restarted after poll or nanosleep:
+	// they change the thread's restart block. The number of looks is bounded for
+	// the sake of system call filters that are in force again without the tracer.
+	MOVQ $3000, R12
+
+await:
+	// ppoll(NULL, 0, &slots.pause, NULL, 8)
+	MOVQ $271, AX
+	MOVQ $0, DI
+	MOVQ $0, SI
+	LEAQ 160(R14), DX
+	MOVQ $0, R10
+	MOVQ $8, R8
+	SYSCALL
+
+	// tkill(tracer, 0) == -ESRCH
+	MOVQ $200, AX
+	MOVQ R15, DI
+	MOVQ $0, SI
+	SYSCALL
+	CMPQ AX, $-3
+	JEQ  restore
+	DECQ R12
+	JNZ  await
 
 restore:
 	// No signal may come in while SP points at the slots:

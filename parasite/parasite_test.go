@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -158,12 +159,7 @@ func TestRemoteCalls(t *testing.T) {
 				callSingly(t, p, tid)
 				callBatch(t, p, tid)
 			}
-			if err := p.ReleaseScratch(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(before, take(t, p)); diff != "" {
-				t.Errorf("remote calls left a trace (-before +after):\n%s", diff)
-			}
+			sameAsBefore(t, p, before)
 			detach(t, p)
 			finish(t, v)
 		})
@@ -274,19 +270,92 @@ func TestOneThreadOnly(t *testing.T) {
 
 // A remote call that does not return is given up and leaves no trace.
 func TestBlockingCallIsGivenUp(t *testing.T) {
+	for name, pause := range map[string]func(context.Context, *parasite.Process) error{
+		"single": func(ctx context.Context, p *parasite.Process) error {
+			_, err := leader(p).Syscall(ctx, unix.SYS_PAUSE)
+			return err
+		},
+		"batch": func(ctx context.Context, p *parasite.Process) error {
+			b := leader(p).Batch(ctx)
+			b.Call(unix.SYS_GETPID)
+			b.Call(unix.SYS_PAUSE)
+			b.Call(unix.SYS_GETPID)
+			return b.Run(ctx)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v, _, p := seize(t, parasitetest.Busy)
+			stopAll(t, p)
+			before := take(t, p)
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			defer cancel()
+			if err := pause(ctx, p); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("pause(): %v", err)
+			}
+			sameAsBefore(t, p, before)
+			detach(t, p)
+			finish(t, v)
+		})
+	}
+}
+
+// sameAsBefore compares a process, once our memory is out of it, with what it was.
+func sameAsBefore(t *testing.T, p *parasite.Process, before snapshot) {
+	t.Helper()
+	if err := p.ReleaseScratch(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, take(t, p)); diff != "" {
+		t.Errorf("remote calls left a trace (-before +after):\n%s", diff)
+	}
+}
+
+// A batch that takes the ground from under its own feet faults; the thread is
+// back where it was all the same.
+func TestFaultInBatch(t *testing.T) {
 	v, _, p := seize(t, parasitetest.Busy)
 	stopAll(t, p)
 	before := take(t, p)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if _, err := leader(p).Syscall(ctx, unix.SYS_PAUSE); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("pause(): %v", err)
+	b := leader(p).Batch(t.Context())
+	b.Call(unix.SYS_MUNMAP, p.Scratch().Code, uintptr(os.Getpagesize()))
+	if err := b.Run(t.Context()); err == nil || !strings.Contains(err.Error(), unix.SIGSEGV.String()) {
+		t.Errorf("a batch without its code: %v", err)
 	}
-	if diff := cmp.Diff(before, take(t, p)); diff != "" {
-		t.Errorf("the call left a trace (-before +after):\n%s", diff)
-	}
+	sameAsBefore(t, p, before)
 	detach(t, p)
 	finish(t, v)
+}
+
+// A target that has other ids for our threads cannot notice our end.
+func TestOtherPIDNamespace(t *testing.T) {
+	parasitetest.NeedRoot(t)
+	cmd := exec.Command("sleep", "1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Pdeathsig: unix.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Wait() }()
+	defer func() { _ = cmd.Process.Kill() }()
+	p, err := newTracer(t).Seize(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stopAll(t, p)
+	before := take(t, p)
+	for range 20 {
+		b := leader(p).Batch(t.Context())
+		first, second := b.Call(unix.SYS_GETPID), b.Call(unix.SYS_GETPPID)
+		if err := b.Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		pid, err1 := b.Result(first)
+		parent, err2 := b.Result(second)
+		if err := errors.Join(err1, err2); err != nil || pid != 1 || parent != 0 {
+			t.Fatalf("process %d, child of %d, instead of 1, child of 0: %v", pid, parent, err)
+		}
+	}
+	sameAsBefore(t, p, before)
+	detach(t, p)
 }
 
 // A process that is stopped by a signal stays stopped, and a stop signal that

@@ -20,8 +20,11 @@ type Process struct {
 	launched bool // made here: empty, and dies with the tracer
 	threads  map[int]*Thread
 	memory   *os.File // /proc/PID/mem, of the address space at the time it was opened
-	room     room     // where the executor can stand before anything is mapped
-	scratch  Scratch
+	// seesTracer: our threads have the same ids for it, so that it can notice the
+	// tracer's end.
+	seesTracer bool
+	room       room // where the executor can stand before anything is mapped
+	scratch    Scratch
 }
 
 // A Thread is one stopped thread of a process. Its methods, like those of its
@@ -48,11 +51,18 @@ func (t *Tracer) Seize(pid int) (*Process, error) {
 		}
 		return nil, err
 	}
-	p := &Process{tracer: t, pid: pid, threads: make(map[int]*Thread), memory: memory}
+	p := &Process{tracer: t, pid: pid, threads: make(map[int]*Thread), memory: memory, seesTracer: sharesPIDs(pid)}
 	return p, t.Do(func() error {
 		t.processes[pid] = p
 		return nil
 	})
+}
+
+// sharesPIDs reports whether a process is in our own PID namespace.
+func sharesPIDs(pid int) bool {
+	ours, err1 := os.Readlink("/proc/self/ns/pid")
+	theirs, err2 := os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/pid")
+	return err1 == nil && err2 == nil && ours == theirs
 }
 
 // PID is the process's id as the caller sees it.

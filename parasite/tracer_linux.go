@@ -46,9 +46,17 @@ func NewTracer() *Tracer {
 }
 
 // serve is the tracer's thread. The goroutine ends without unlocking, so the
-// thread ends too, and with it whatever it still traced.
-func (t *Tracer) serve(started chan<- struct{}) {
+// thread ends too, and with it whatever it still traced. It is not the process's
+// first thread, whose id stays taken as long as the process is a zombie: targets
+// look for the tracer's.
+func (t *Tracer) serve(started chan struct{}) {
 	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		go t.serve(started)
+		<-started
+		runtime.UnlockOSThread()
+		return
+	}
 	defer close(t.done)
 	t.tid = unix.Gettid()
 	close(started)

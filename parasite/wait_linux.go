@@ -62,30 +62,49 @@ const (
 	waitSleepMax = time.Millisecond
 )
 
-// wait waits for the next stop of one thread. A blocking wait4 could not be
-// given up when ctx ends, so it polls: first in a tight loop that yields the
-// processor, then with short sleeps. To be called by the tracer's thread.
+// wait waits for the next stop of one thread. To be called by the tracer's thread.
 func wait(ctx context.Context, tid int) (stop, error) {
+	var s stop
+	err := poll(ctx, func() (stopped bool, err error) {
+		s, stopped, err = stopOf(tid)
+		return stopped, err
+	})
+	if err != nil {
+		return stop{}, fmt.Errorf("waiting for thread %d: %w", tid, err)
+	}
+	return s, nil
+}
+
+// stopOf is the next stop of a thread, if it has come to one.
+func stopOf(tid int) (s stop, stopped bool, err error) {
+	for {
+		got, err := unix.Wait4(tid, &s.status, unix.WALL|unix.WNOHANG, nil)
+		switch err {
+		case nil:
+			return s, got == tid, nil
+		case unix.EINTR:
+		case unix.ECHILD, unix.ESRCH:
+			return s, false, ErrGone
+		default:
+			return s, false, err
+		}
+	}
+}
+
+// poll asks until the answer is yes: a blocking wait could not be given up when
+// ctx ends. First in a tight loop that yields the processor, then with short sleeps.
+func poll(ctx context.Context, done func() (bool, error)) error {
 	sleep := waitSleep
 	for n := 0; ; n++ {
-		var status unix.WaitStatus
-		got, err := unix.Wait4(tid, &status, unix.WALL|unix.WNOHANG, nil)
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err == unix.ECHILD || err == unix.ESRCH:
-			return stop{}, fmt.Errorf("waiting for thread %d: %w", tid, ErrGone)
-		case err != nil:
-			return stop{}, fmt.Errorf("waiting for thread %d: %w", tid, err)
-		case got == tid:
-			return stop{status}, nil
+		if yes, err := done(); yes || err != nil {
+			return err
 		}
 		if n < waitSpins {
 			_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 			continue
 		}
 		if err := ctx.Err(); err != nil {
-			return stop{}, fmt.Errorf("waiting for thread %d: %w", tid, err)
+			return err
 		}
 		pause := unix.NsecToTimespec(int64(sleep))
 		_ = unix.Nanosleep(&pause, nil) // EINTR only shortens it
