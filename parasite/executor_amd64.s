@@ -58,6 +58,14 @@ survive:
 	MOVQ $3000, R12
 
 await:
+	// tkill(tracer, 0) == -ESRCH
+	MOVQ $200, AX
+	MOVQ R15, DI
+	MOVQ $0, SI
+	SYSCALL
+	CMPQ AX, $-3
+	JEQ  restore
+
 	// ppoll(NULL, 0, &slots.pause, NULL, 8)
 	MOVQ $271, AX
 	MOVQ $0, DI
@@ -66,14 +74,6 @@ await:
 	MOVQ $0, R10
 	MOVQ $8, R8
 	SYSCALL
-
-	// tkill(tracer, 0) == -ESRCH
-	MOVQ $200, AX
-	MOVQ R15, DI
-	MOVQ $0, SI
-	SYSCALL
-	CMPQ AX, $-3
-	JEQ  restore
 	DECQ R12
 	JNZ  await
 
