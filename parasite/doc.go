@@ -23,10 +23,13 @@
 // whatever happens, the sudden death of the tracer included. Its remote calls
 // are made by a piece of code, the executor, that ends by putting back every
 // register and the signal mask and jumping to where the program was stopped.
-// The tracer follows it from system call to system call (PTRACE_SYSCALL) and
-// normally takes over before that end. Nothing is ever single-stepped and no
-// breakpoint is set, since both would outlive the tracer and kill the target.
-// The code itself needs room before the first call can be made: it is written
+// Normally the tracer takes over before that end: once a batch is done, the
+// executor sleeps in short turns until it is interrupted, and goes on only when
+// the thread that traced it has vanished. While there is no memory of ours that
+// could say so much, and in another PID namespace, the tracer follows it from
+// system call to system call instead (PTRACE_SYSCALL, two stops each). Nothing is
+// ever single-stepped and no breakpoint is set, since both would outlive the
+// tracer and kill the target. The code itself needs room before the first call can be made: it is written
 // into the zero bytes behind the vDSO's image, or behind another executable
 // mapping's, and cleared away again.
 //
