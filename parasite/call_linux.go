@@ -2,6 +2,7 @@ package parasite
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"structs"
@@ -123,7 +124,7 @@ func (t *Thread) runUntilWritten(ctx callContext, addr uintptr) error {
 		if err := t.process.ReadMemory(addr, word); err != nil {
 			return false, err
 		}
-		return *(*uint64)(unsafe.Pointer(&word[0])) != 0, nil
+		return binary.NativeEndian.Uint64(word) != 0, nil
 	})
 	if err != nil {
 		return fmt.Errorf("remote calls in thread %d: %w", t.tid, err)
