@@ -3,6 +3,7 @@ package member
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"log/slog"
@@ -31,6 +32,8 @@ type Config struct {
 	Meta  Meta
 	// Logger gets what gossip has to say.
 	Logger *slog.Logger
+
+	tune func(*memberlist.Config) // for tests
 }
 
 // How often seeds are tried while this member is alone, and later those of
@@ -93,14 +96,39 @@ func Join(ctx context.Context, c Config) (*Group, error) {
 	// A daemon that comes back at another address is the same daemon.
 	conf.DeadNodeReclaimTime = time.Nanosecond
 	conf.Logger = log.New(logline.Writer(c.Logger), "", 0)
+	if c.tune != nil {
+		c.tune(conf)
+	}
 	list, err := memberlist.Create(conf)
 	if err != nil {
 		return nil, fmt.Errorf("joining gossip at %s: %w", c.Bind, err)
 	}
 	g.list = list
+	if err := g.enter(); err != nil {
+		return nil, errors.Join(err, list.Shutdown())
+	}
 	ctx, g.stop = context.WithCancel(ctx)
 	g.search.Go(func() { g.searchSeeds(ctx) })
 	return g, nil
+}
+
+// enter makes sure that this member takes itself for alive. Others may speak of
+// an earlier life of it, which memberlist hears before it enters itself: if that
+// comes in between the choice of its number and the entry, the entry is too old
+// to count (aliveNode, state.go), and the member stays dead to itself and to all
+// who do not know it yet.
+func (g *Group) enter() error {
+	for !g.entered() {
+		if err := g.list.UpdateNode(tcpTimeout); err != nil {
+			return fmt.Errorf("entering gossip: %w", err)
+		}
+	}
+	return nil
+}
+
+func (g *Group) entered() bool {
+	name := nodeName(g.config.Role, g.config.Name)
+	return slices.ContainsFunc(g.list.Members(), func(n *memberlist.Node) bool { return n.Name == name })
 }
 
 // Address is where this member gossips.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -108,6 +109,64 @@ func TestGroup(t *testing.T) {
 	join(t, config("host-a", trust.RoleAgent, seed))
 	join(t, config("host-b", trust.RoleAgent, seed))
 	await(t, coordinator, "host-a/agent=alive", "host-a/coordinator=alive", "host-b/agent=alive")
+}
+
+// A member that comes back while others still talk about its earlier life is
+// one of them again.
+func TestComesBackAmidTalk(t *testing.T) {
+	others := join(t, config("host-a", trust.RoleCoordinator))
+	back := config("host-b", trust.RoleCoordinator, others.Address().String())
+	first := join(t, back)
+	back.Bind = first.Address()
+	await(t, others, "host-a/coordinator=alive", "host-b/coordinator=alive")
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	back.tune = func(c *memberlist.Config) {
+		entering := make(chan struct{})
+		c.Delegate = &slowDelegate{Delegate: c.Delegate, entering: entering}
+		c.Alive = &lateWord{entering: entering}
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var talk sync.WaitGroup
+	talk.Go(func() {
+		for ctx.Err() == nil {
+			_, _ = others.list.Join([]string{back.Bind.String()})
+		}
+	})
+	defer talk.Wait()
+	defer stop()
+	if again := join(t, back); !again.entered() {
+		t.Error("it takes itself for dead")
+	}
+}
+
+// slowDelegate is asked for the first time right before a member chooses the
+// number of its own entry. It waits until others are heard of.
+type slowDelegate struct {
+	memberlist.Delegate
+	entering chan struct{}
+	once     sync.Once
+}
+
+func (d *slowDelegate) NodeMeta(limit int) []byte {
+	d.once.Do(func() { d.entering <- struct{}{} }) // somebody is in lateWord
+	return d.Delegate.NodeMeta(limit)
+}
+
+// lateWord holds what is said first of a member up, and with it its entry, until
+// the entry's number is chosen.
+type lateWord struct {
+	entering chan struct{}
+	once     sync.Once
+}
+
+func (w *lateWord) NotifyAlive(*memberlist.Node) error {
+	w.once.Do(func() {
+		<-w.entering
+		<-time.After(20 * time.Millisecond) // nothing tells when it is
+	})
+	return nil
 }
 
 func TestAnotherKeyIsAnotherCluster(t *testing.T) {
