@@ -97,6 +97,19 @@ func TestRealCoordinator(t *testing.T) {
 	if refused := decode[migrate.Report](t, out); refused.ID == "" || len(refused.Blockers) == 0 {
 		t.Errorf("refused: %+v", refused)
 	}
+	// What no process and no host can be is refused like what is not there.
+	long := strings.Repeat("h", 64)
+	for _, bad := range []struct{ pid, from, to, want string }{
+		{"4194305", "host-a", "host-b", "migratectl: validation failed: pid 4194305: expected number <= 4194304\n"},
+		{"42", long, "host-b", "migratectl: validation failed: from " + long + ": expected length <= 63\n"},
+		{"42", "host-a", long, "migratectl: validation failed: to " + long + ": expected length <= 63\n"},
+	} {
+		for _, verb := range []string{"move", "check"} {
+			if _, problem := migratectl(exitRefused, verb, bad.pid, "--from", bad.from, "--to", bad.to); problem != bad.want {
+				t.Errorf("%s %s: %q, want %q", verb, bad.pid, problem, bad.want)
+			}
+		}
+	}
 	for _, verb := range []string{"show", "watch", "cancel"} {
 		if _, problem := migratectl(exitUsage, verb, "nothing"); problem != "migratectl: no such migration: nothing\n" {
 			t.Errorf("%s of nothing: %q", verb, problem)
