@@ -2,6 +2,7 @@ package procfs
 
 import (
 	"encoding/binary"
+	"slices"
 	"testing"
 )
 
@@ -21,7 +22,7 @@ func FuzzSleepRecords(f *testing.F) {
 		f.Fatalf("the seed is read as %+v", all)
 	}
 	f.Add(record)
-	f.Add(append(record[:len(record):len(record)], record[:100]...))
+	f.Add(slices.Concat(record, record[:100]))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		all := sleepRecords(data)
 		if len(all) != len(data)/recordBytes {
