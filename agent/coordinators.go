@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
 	"github.com/pagurus-project/pagurus/coordinator/member"
@@ -87,6 +88,12 @@ func (c *coordinators) connect(m member.Member) (*grpc.ClientConn, error) {
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: 2 * time.Second,
 		}),
+		// What a coordinator's machine has not acknowledged for so long breaks
+		// the connection: otherwise one that was gone for a while, together with
+		// the others, would hear of a promise when TCP next tries, which may take
+		// as long again. The time between pings is no less than servers allow by
+		// default.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 6 * time.Minute, Timeout: 10 * time.Second}),
 		grpc.WithIdleTimeout(0),
 	)
 	if err != nil {

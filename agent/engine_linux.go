@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -40,6 +41,19 @@ func NewEngines(ctx context.Context, groups string) (*Engines, error) {
 	e := &Engines{source: from, target: to}
 	e.stop = repeatedly(sweepInterval, to.Sweep)
 	return e, nil
+}
+
+// Probe says what this machine lacks for the half of migrations that needs
+// most of it. Nothing is left behind.
+func Probe(ctx context.Context) error {
+	if os.Geteuid() != 0 {
+		return errors.New("it takes root to stop and rebuild processes: try again with sudo")
+	}
+	h, err := source.New(ctx, source.HostConfig{})
+	if err != nil {
+		return err
+	}
+	return h.Close()
 }
 
 // repeatedly does something now and from time to time, until the function that

@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"os"
 	"runtime"
 	"strconv"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pagurus-project/pagurus/migrate/procfs"
 	migratev1 "github.com/pagurus-project/pagurus/proto/migrate/v1"
 )
 
@@ -32,13 +34,11 @@ func describe() (*migratev1.DescribeResponse, error) {
 	resp := &migratev1.DescribeResponse{
 		Kernel: string(name.Release[:bytes.IndexByte(name.Release[:], 0)]), Cpus: uint32(runtime.NumCPU()),
 	}
-	memory, err := os.ReadFile("/proc/meminfo")
+	memory, err := procfs.ReadMeminfo()
 	if err != nil {
 		return nil, err
 	}
-	if resp.MemoryBytes, resp.FreeBytes, err = parseMeminfo(memory); err != nil {
-		return nil, err
-	}
+	resp.MemoryBytes, resp.FreeBytes = memory.Total, memory.Available
 	load, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
 		return nil, err
@@ -49,38 +49,13 @@ func describe() (*migratev1.DescribeResponse, error) {
 	return resp, nil
 }
 
-// parseMeminfo reads the memory there is, and what programs could still get of
-// it, in bytes, from /proc/meminfo.
-func parseMeminfo(data []byte) (total, available uint64, err error) {
-	found := 0
-	for line := range strings.Lines(string(data)) {
-		name, value, _ := strings.Cut(line, ":")
-		var to *uint64
-		switch name {
-		case "MemTotal":
-			to = &total
-		case "MemAvailable":
-			to = &available
-		default:
-			continue
-		}
-		kib, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 53)
-		if err != nil {
-			return 0, 0, fmt.Errorf("parsing meminfo: %s: %w", name, err)
-		}
-		*to = kib << 10
-		found++
-	}
-	if found != 2 {
-		return 0, 0, fmt.Errorf("parsing meminfo: %d of MemTotal and MemAvailable", found)
-	}
-	return total, available, nil
-}
-
 // parseLoadavg reads the load of the last minute from /proc/loadavg.
 func parseLoadavg(data []byte) (float64, error) {
 	word, _, _ := strings.Cut(string(data), " ")
 	load, err := strconv.ParseFloat(word, 64)
+	if err == nil && !(load >= 0 && load <= math.MaxUint32) {
+		err = strconv.ErrRange
+	}
 	if err != nil {
 		return 0, fmt.Errorf("parsing loadavg: %w", err)
 	}

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -282,20 +283,23 @@ func FuzzCommandLine(f *testing.F) {
 	})
 }
 
-func TestParseMeminfo(t *testing.T) {
-	total, available, err := parseMeminfo([]byte("MemTotal:       24641796 kB\nMemFree:  1 kB\nMemAvailable:   23000000 kB\nHugePages_Total:       0\n"))
-	if total != 24641796<<10 || available != 23000000<<10 || err != nil {
-		t.Errorf("got %d, %d, %v", total, available, err)
-	}
-	for _, bad := range []string{"", "MemTotal: 1 kB\n", "MemTotal: x kB\nMemAvailable: 1 kB\n"} {
-		if _, _, err := parseMeminfo([]byte(bad)); err == nil {
-			t.Errorf("%q was read", bad)
-		}
-	}
+func TestParseLoadavg(t *testing.T) {
 	if load, err := parseLoadavg([]byte("1.25 0.60 0.40 2/700 1234\n")); load != 1.25 || err != nil {
 		t.Errorf("got %v, %v", load, err)
 	}
-	if _, err := parseLoadavg([]byte("many")); err == nil {
-		t.Error("no load was read")
+	for _, bad := range []string{"", "many", "NaN 0.60 0.40 2/700 1234\n", "-1 0 0", "+Inf"} {
+		if load, err := parseLoadavg([]byte(bad)); err == nil {
+			t.Errorf("%q was read as %v", bad, load)
+		}
 	}
+}
+
+func FuzzParseLoadavg(f *testing.F) {
+	f.Add([]byte("1.25 0.60 0.40 2/700 1234\n"))
+	f.Add([]byte("nan"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if load, err := parseLoadavg(data); err == nil && !(load >= 0 && load <= math.MaxUint32) {
+			t.Errorf("%q: a load of %v", data, load)
+		}
+	})
 }

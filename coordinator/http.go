@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"strconv"
 	"strings"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"github.com/danielgtaylor/huma/v2/validation"
 
 	"github.com/pagurus-project/pagurus/coordinator/api"
 	"github.com/pagurus-project/pagurus/trust"
@@ -164,12 +164,10 @@ func requester(r *http.Request) (trust.Identity, error) {
 	if id.Role != trust.RoleCoordinator {
 		return id, fmt.Errorf("%s cannot make requests on behalf of others", id)
 	}
-	u, err := url.Parse(behalf)
-	if err != nil {
-		return id, fmt.Errorf("reading %s: %w", onBehalfOf, err)
+	if id, err = trust.ParseIdentity(behalf); err != nil {
+		return id, fmt.Errorf("header %s: %w", onBehalfOf, err)
 	}
-	id = trust.Identity{Role: trust.Role(u.Host), Name: strings.TrimPrefix(u.Path, "/")}
-	return id, id.Validate()
+	return id, nil
 }
 
 // writeProblem answers with an error outside of huma's handlers.
@@ -187,15 +185,34 @@ func newProblem(status int, code, detail string) *api.Error {
 // init lets the errors that huma itself finds, in requests that do not fit
 // their description, look like all others. It offers no other place for it.
 func init() {
+	// All bounds are whole numbers, which %v writes as 4.194304e+06.
+	validation.MsgExpectedMaximumNumber = "expected number <= %.f"
 	huma.NewError = func(status int, detail string, errs ...error) huma.StatusError {
 		problem := newProblem(status, codeOf(status), detail)
 		for _, err := range errs {
-			if err != nil {
+			if detail, ok := errors.AsType[*huma.ErrorDetail](err); ok {
+				problem.Errors = append(problem.Errors, finding(detail))
+			} else if err != nil {
 				problem.Errors = append(problem.Errors, err.Error())
 			}
 		}
 		return problem
 	}
+}
+
+// finding says what is wrong with one value, as "pid 0: expected number >= 1".
+func finding(d *huma.ErrorDetail) string {
+	name := strings.TrimPrefix(strings.TrimPrefix(d.Location, "body"), ".")
+	switch value := d.Value.(type) {
+	case string, bool:
+		name = fmt.Sprintf("%s %v", name, value)
+	case float64: // every number of a JSON document
+		name += " " + strconv.FormatFloat(value, 'f', -1, 64)
+	}
+	if name == "" {
+		return d.Message
+	}
+	return name + ": " + d.Message
 }
 
 func codeOf(status int) string {

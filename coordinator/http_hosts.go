@@ -126,7 +126,7 @@ func (s *Server) hosts(ctx context.Context) api.Hosts {
 			return err
 		}
 		h := &hosts[i]
-		h.Kernel, h.CPUs, h.Load1 = d.GetKernel(), int(d.GetCpus()), d.GetLoad1()
+		h.Kernel, h.CPUs, h.Load1 = d.GetKernel(), int(d.GetCpus()), scheduler.Finite(d.GetLoad1())
 		h.MemoryBytes, h.FreeBytes, h.Agent = d.GetMemoryBytes(), d.GetFreeBytes(), d.GetAgentVersion()
 		return nil
 	})

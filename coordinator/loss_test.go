@@ -1,6 +1,7 @@
 package coordinator_test
 
 import (
+	"fmt"
 	"sync"
 	"testing"
 
@@ -89,6 +90,44 @@ func TestAllLost(t *testing.T) {
 	}
 	c.Settle(client, created.ID, migrate.StateDone)
 	c.World.MustRunOnlyOn("host-b", 7)
+}
+
+// TestAllLostWithTheSource kills the source's agent, too, and starts everybody
+// again: agents and coordinators first, each once.
+func TestAllLostWithTheSource(t *testing.T) {
+	for _, agentFirst := range []bool{true, false} {
+		t.Run(fmt.Sprintf("agent first %t", agentFirst), func(t *testing.T) {
+			c := clustertest.Start(t, 3)
+			c.World.AddProcess("host-a", 7)
+			names := c.Running()
+			dead := make(chan struct{})
+			once(c.World, "host-a", agenttest.Promised, func() {
+				for _, name := range names {
+					c.Kill(name)
+				}
+				c.Agent("host-a").Kill()
+				close(dead)
+			})
+			client := c.Operator()
+			created, err := client.Move(t.Context(), api.MoveRequest{PID: 7, From: "host-a", To: "host-b"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Reach("the promise", dead)
+			if agentFirst {
+				c.Agent("host-a").Restart()
+			}
+			for _, name := range names {
+				c.Boot(name)
+			}
+			if !agentFirst {
+				c.Leader()
+				c.Agent("host-a").Restart()
+			}
+			c.Settle(client, created.ID, migrate.StateDone)
+			c.World.MustRunOnlyOn("host-b", 7)
+		})
+	}
 }
 
 // TestMajorityLost: without a majority nothing is decided, so that a source

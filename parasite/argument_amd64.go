@@ -67,7 +67,7 @@ func r10Dies(code []byte, at int) bool {
 			return false
 		}
 		i, err := x86asm.Decode(code[at:], 64)
-		if err != nil {
+		if err != nil || i.Op == 0 { // a prefix of what is cut off
 			return false
 		}
 		next := at + i.Len

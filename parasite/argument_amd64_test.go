@@ -42,6 +42,7 @@ func TestR10Dies(t *testing.T) {
 		{"for ever", []byte{0xeb, 0xfe}, true},                                            // jmp .
 		{"leaves what is known", []byte{0xe9, 0x00, 0x10, 0x00, 0x00}, false},             // jmp
 		{"nonsense", []byte{0x06}, false},                                                 //
+		{"it is cut off", []byte{0xeb, 0x01, 0xc3, 0x69, 0x76}, false},                    // jmp 1f; ret; 1: half of an imul
 		{"its end is not known", []byte{0x90, 0x90}, false},                               // nop; nop
 		{"stored", []byte{0x4c, 0x89, 0x54, 0x24, 0x08, 0xc3}, false},                     // mov %r10,8(%rsp)
 		{"pushed", []byte{0x41, 0x52, 0xc3}, false},                                       // push %r10

@@ -85,6 +85,9 @@ func parseMapping(line string) (mapping, error) {
 	if err := errors.Join(err1, err2); err != nil {
 		return mapping{}, fmt.Errorf("line %q: %w", line, err)
 	}
+	if start >= end {
+		return mapping{}, fmt.Errorf("line %q: it ends before it begins", line)
+	}
 	m := mapping{
 		start: uintptr(start), end: uintptr(end),
 		executable: fields[1][2] == 'x', shared: fields[1][3] == 's',
@@ -118,14 +121,25 @@ func (p *Process) tailRoom(m mapping) (uintptr, bool) {
 
 // imageEnd is the size of an ELF image with its section headers.
 func (p *Process) imageEnd(m mapping) int {
-	header := make([]byte, 64)
-	if p.ReadMemory(m.start, header) != nil || !bytes.HasPrefix(header, []byte("\x7fELF")) {
+	header := make([]byte, elfHeaderBytes)
+	if p.ReadMemory(m.start, header) != nil {
+		return 0
+	}
+	return elfEnd(header, uint64(m.end-m.start))
+}
+
+const elfHeaderBytes = 64
+
+// elfEnd is the size that an ELF header tells of, 0 if it makes no sense in so
+// many bytes.
+func elfEnd(header []byte, limit uint64) int {
+	if !bytes.HasPrefix(header, []byte("\x7fELF")) {
 		return 0
 	}
 	// e_shoff, e_shentsize, e_shnum of Elf64_Ehdr (elf(5)).
 	offset := binary.LittleEndian.Uint64(header[0x28:])
 	size := uint64(binary.LittleEndian.Uint16(header[0x3a:])) * uint64(binary.LittleEndian.Uint16(header[0x3c:]))
-	if offset > uint64(m.end-m.start) {
+	if offset > limit {
 		return 0
 	}
 	return int(offset + size)

@@ -38,8 +38,9 @@ const scheme = "pagurus"
 // namePattern keeps names usable in URIs, file names and log lines.
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
-// ErrNoIdentity says that a certificate does not carry exactly one identity of ours.
-var ErrNoIdentity = errors.New("certificate carries no identity")
+// ErrNoIdentity says that a certificate, or a text, does not carry exactly one
+// identity of ours.
+var ErrNoIdentity = errors.New("no identity")
 
 // Validate reports an unknown role or a name that is not 1 to 63 letters,
 // digits, dots, underscores or hyphens.
@@ -64,7 +65,19 @@ func identityOf(cert *x509.Certificate) (Identity, error) {
 	if len(cert.URIs) != 1 {
 		return Identity{}, fmt.Errorf("%w: %d URIs", ErrNoIdentity, len(cert.URIs))
 	}
-	u := cert.URIs[0]
+	return fromURI(cert.URIs[0])
+}
+
+// ParseIdentity reads an identity as String writes it.
+func ParseIdentity(text string) (Identity, error) {
+	u, err := url.Parse(text)
+	if err != nil {
+		return Identity{}, fmt.Errorf("reading an identity: %w", err)
+	}
+	return fromURI(u)
+}
+
+func fromURI(u *url.URL) (Identity, error) {
 	if u.Scheme != scheme || len(u.Path) < 2 {
 		return Identity{}, fmt.Errorf("%w: %s", ErrNoIdentity, u)
 	}

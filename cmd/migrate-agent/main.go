@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,7 +21,7 @@ import (
 const (
 	exitDone   = 0
 	exitFailed = 1
-	exitConfig = 2 // wrong usage or configuration
+	exitConfig = 2 // wrong usage or configuration, or a machine that --probe finds wanting
 )
 
 // shutdownPatience is how long a shutdown may take, of which most would be
@@ -57,9 +58,12 @@ type failure struct{ error }
 func (f failure) Unwrap() error { return f.error }
 
 func newCommand(stderr io.Writer) *cobra.Command {
-	var path string
+	var (
+		path  string
+		alone bool
+	)
 	command := &cobra.Command{
-		Use:   "migrate-agent --config FILE",
+		Use:   "migrate-agent --config FILE | --probe",
 		Short: "Move processes from and to this host as the coordinators order",
 		Long: `Migrate-agent runs as root on every host whose processes are to move. It carries
 out the coordinators' orders, sends the memory of processes that leave straight
@@ -76,13 +80,27 @@ The configuration is a TOML file:
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if alone {
+				return probe(cmd.Context(), agent.Probe)
+			}
 			return serve(cmd.Context(), path, stderr)
 		},
 	}
 	command.SetVersionTemplate("migrate-agent {{.Version}}\n")
 	command.Flags().StringVar(&path, "config", "", "the configuration, a TOML file")
-	_ = command.MarkFlagRequired("config") // fails only for a flag that does not exist
+	command.Flags().BoolVar(&alone, "probe", false, "only say, in one line, what this machine lacks: exit code 2")
+	command.MarkFlagsOneRequired("config", "probe")
+	command.MarkFlagsMutuallyExclusive("config", "probe")
 	return command
+}
+
+// probe looks at the machine and ends.
+func probe(ctx context.Context, look func(context.Context) error) error {
+	err := look(ctx)
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("this machine cannot take part in migrations: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
 }
 
 // serve is the life of an agent, from boot to shutdown.

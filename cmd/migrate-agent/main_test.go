@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/pagurus-project/pagurus/coordinator/clustertest/certtest"
+	"github.com/pagurus-project/pagurus/migrate/dirty"
 	"github.com/pagurus-project/pagurus/migrate/freezer"
 	"github.com/pagurus-project/pagurus/trust"
 )
@@ -161,6 +163,24 @@ func TestRefusesWhatCannotWork(t *testing.T) {
 	}
 }
 
+// What a machine lacks is said in one line, with what to do.
+func TestProbe(t *testing.T) {
+	err := probe(t.Context(), func(context.Context) error { return errors.Join(dirty.ErrNoTracker, errors.New("and more")) })
+	const want = "this machine cannot take part in migrations: no dirty tracking: it needs PAGEMAP_SCAN with asynchronous " +
+		"userfaultfd write protection (Linux 6.7) or CONFIG_MEM_SOFT_DIRTY: unsupported operation; and more"
+	if err == nil || err.Error() != want {
+		t.Errorf("says %v", err)
+	}
+	var out bytes.Buffer
+	code, said := run(t.Context(), []string{"--probe"}, &out, &out), "" // this machine lacks nothing
+	if os.Getuid() != 0 {
+		code, said = code-exitConfig, "migrate-agent: this machine cannot take part in migrations: it takes root to stop and rebuild processes: try again with sudo\n"
+	}
+	if code != exitDone || out.String() != said {
+		t.Errorf("--probe here ends with %d and says %q", code, out.String())
+	}
+}
+
 func TestUsage(t *testing.T) {
 	for _, tt := range []struct {
 		args []string
@@ -169,7 +189,8 @@ func TestUsage(t *testing.T) {
 	}{
 		{[]string{"--help"}, exitDone, "state_dir = "},
 		{[]string{"--version"}, exitDone, "migrate-agent "},
-		{nil, exitConfig, `required flag(s) "config" not set`},
+		{nil, exitConfig, "at least one of the flags in the group [config probe] is required"},
+		{[]string{"--config", "x", "--probe"}, exitConfig, "none of the others can be"},
 		{[]string{"--config", "/nonexistent"}, exitConfig, "no such file"},
 		{[]string{"start"}, exitConfig, "unknown command"},
 	} {

@@ -39,7 +39,7 @@ Exit code 0 means that it can move, 2 that it cannot.`,
 			}
 			c, err := client.Check(cmd.Context(), req)
 			if err != nil {
-				return err
+				return refused(err)
 			}
 			if err := s.output(cmd).write(c, func(w io.Writer) { explainCheck(w, req, c) }); err != nil {
 				return err

@@ -7,11 +7,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/pagurus-project/pagurus/coordinator/api"
 	"github.com/pagurus-project/pagurus/coordinator/clustertest"
+	"github.com/pagurus-project/pagurus/coordinator/clustertest/agenttest"
 	"github.com/pagurus-project/pagurus/coordinator/clustertest/certtest"
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/trust"
@@ -97,6 +100,19 @@ func TestRealCoordinator(t *testing.T) {
 	if refused := decode[migrate.Report](t, out); refused.ID == "" || len(refused.Blockers) == 0 {
 		t.Errorf("refused: %+v", refused)
 	}
+	// What no process and no host can be is refused like what is not there.
+	long := strings.Repeat("h", 64)
+	for _, bad := range []struct{ pid, from, to, want string }{
+		{"4194305", "host-a", "host-b", "migratectl: validation failed: pid 4194305: expected number <= 4194304\n"},
+		{"42", long, "host-b", "migratectl: validation failed: from " + long + ": expected length <= 63\n"},
+		{"42", "host-a", long, "migratectl: validation failed: to " + long + ": expected length <= 63\n"},
+	} {
+		for _, verb := range []string{"move", "check"} {
+			if _, problem := migratectl(exitRefused, verb, bad.pid, "--from", bad.from, "--to", bad.to); problem != bad.want {
+				t.Errorf("%s %s: %q, want %q", verb, bad.pid, problem, bad.want)
+			}
+		}
+	}
 	for _, verb := range []string{"show", "watch", "cancel"} {
 		if _, problem := migratectl(exitUsage, verb, "nothing"); problem != "migratectl: no such migration: nothing\n" {
 			t.Errorf("%s of nothing: %q", verb, problem)
@@ -119,4 +135,33 @@ func TestRealCoordinator(t *testing.T) {
 		}
 	}
 	c.World.MustRunOnlyOn("host-a", 42)
+}
+
+// A coordinator that is lost in the middle of a move leaves it undecided for
+// whoever asked for it; what became of it is known when it is back.
+func TestUndecided(t *testing.T) {
+	c := clustertest.Start(t, 1)
+	c.World.AddProcess("host-a", 42)
+	files := c.CA.Files(t, trust.RoleOperator, "op")
+	env := []string{
+		fmt.Sprintf("MIGRATE_SERVER=127.0.0.1:%d", c.Config("one").HTTPPort),
+		"MIGRATE_CA=" + files.CA, "MIGRATE_CERT=" + files.Cert, "MIGRATE_KEY=" + files.Key,
+	}
+	var first sync.Once
+	c.World.OnStep(func(_ string, step agenttest.Step) {
+		if step == agenttest.Freeze {
+			first.Do(func() { c.Kill("one") })
+		}
+	})
+	code, stdout, stderr := runWith(t, env, "move", "42", "--from", "host-a", "--to", "host-b", "--patience", "100ms")
+	told := regexp.MustCompile(`(?m)^migratectl: lost sight of migration (\w+), last seen [A-Z]+: .*; ask "migratectl show \w+"$`).FindStringSubmatch(stderr)
+	if code != exitUndecided || told == nil || stdout != "" {
+		t.Fatalf("exit code %d\n%s%s", code, stdout, stderr)
+	}
+	c.Boot("one")
+	code, stdout, stderr = runWith(t, env, "watch", told[1], "--patience", clustertest.Patience.String())
+	if code != exitDone || !strings.HasPrefix(stdout, "Moved 42 ") {
+		t.Errorf("afterwards: exit code %d\n%s%s", code, stdout, stderr)
+	}
+	c.World.MustRunOnlyOn("host-b", 42)
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/pagurus-project/pagurus/coordinator/api"
 )
 
 // Exit codes. Scripts rely on them.
@@ -31,6 +33,15 @@ func (e *exitError) Error() string {
 }
 
 func (e *exitError) Unwrap() error { return e.err }
+
+// refused gives the coordinator's word that a process or a host of a request
+// cannot be one the exit code of a refusal: nothing was touched.
+func refused(err error) error {
+	if problem, ok := errors.AsType[*api.Error](err); ok && problem.Code == api.CodeInvalid {
+		return &exitError{exitRefused, err}
+	}
+	return err
+}
 
 // A hintError is followed by what to do, also if it was an interruption.
 type hintError struct {

@@ -111,7 +111,7 @@ func (m *mover) create(ctx context.Context, req api.MoveRequest) (migrate.Report
 	if errors.Is(err, api.ErrNoAnswer) || errors.Is(err, context.Canceled) {
 		err = &hintError{err, "the request may have arrived all the same: look at \"migratectl migrations\" before asking again"}
 	}
-	return r, err
+	return r, refused(err)
 }
 
 func (m *mover) detach(ctx context.Context, req api.MoveRequest) error {

@@ -53,3 +53,18 @@ func TestWriter(t *testing.T) {
 		})
 	}
 }
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("[WARN]  raft: heartbeat timeout reached\n"))
+	f.Add([]byte("[ERR] memberlist: Failed to send: EOF"))
+	f.Add([]byte("[what] is this"))
+	f.Fuzz(func(t *testing.T, line []byte) {
+		level, message := parse(line)
+		if !bytes.Contains(line, []byte(message)) || message != string(bytes.TrimSpace([]byte(message))) {
+			t.Errorf("%q: %q", line, message)
+		}
+		if level != slog.LevelWarn && !bytes.HasPrefix(bytes.TrimSpace(line), []byte("[")) {
+			t.Errorf("%q: %v", line, level)
+		}
+	})
+}

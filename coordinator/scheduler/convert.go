@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"maps"
+	"math"
 	"strings"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -55,14 +56,28 @@ func phases(m map[string]float64) map[string]float64 {
 	if len(m) > maxPhases {
 		return nil
 	}
-	return maps.Clone(m)
+	out := maps.Clone(m)
+	for name, ms := range out {
+		out[name] = Finite(ms)
+	}
+	maps.DeleteFunc(out, func(name string, _ float64) bool { return len(name) > maxText })
+	return out
+}
+
+// Finite is what an agent has measured, or 0 if it is no number: JSON has no
+// word for that, and no report could be written any more.
+func Finite(f float64) float64 {
+	if math.IsNaN(f) || math.IsInf(f, 0) {
+		return 0
+	}
+	return f
 }
 
 func rounds(list []*migratev1.Round) []migrate.Round {
 	var out []migrate.Round
 	for _, r := range first(list, maxRounds) {
 		out = append(out, migrate.Round{
-			N: int(r.GetN()), Pages: r.GetPages(), Bytes: r.GetBytes(), WireBytes: r.GetWireBytes(), MS: r.GetMs(), Frozen: r.GetFrozen(),
+			N: int(r.GetN()), Pages: r.GetPages(), Bytes: r.GetBytes(), WireBytes: r.GetWireBytes(), MS: Finite(r.GetMs()), Frozen: r.GetFrozen(),
 		})
 	}
 	return out
@@ -70,7 +85,7 @@ func rounds(list []*migratev1.Round) []migrate.Round {
 
 func measured(p *migratev1.Promised) migrate.Measured {
 	return migrate.Measured{
-		Rounds: rounds(p.GetRounds()), PhasesMS: phases(p.GetPhasesMs()), DowntimeMS: p.GetDowntimeMs(),
+		Rounds: rounds(p.GetRounds()), PhasesMS: phases(p.GetPhasesMs()), DowntimeMS: Finite(p.GetDowntimeMs()),
 		Bytes: p.GetBytes(), WireBytes: p.GetWireBytes(),
 	}
 }
@@ -78,8 +93,8 @@ func measured(p *migratev1.Promised) migrate.Measured {
 func progress(p *migratev1.Progress) *migrate.Progress {
 	return &migrate.Progress{
 		Round: int(p.GetRound()), RoundPages: p.GetRoundPages(), RoundSent: p.GetRoundSent(),
-		Bytes: p.GetBytes(), WireBytes: p.GetWireBytes(), RateBytes: p.GetRateBytes(),
-		DirtyRateBytes: p.GetDirtyRateBytes(), EstimateMS: p.GetEstimateMs(),
+		Bytes: p.GetBytes(), WireBytes: p.GetWireBytes(), RateBytes: Finite(p.GetRateBytes()),
+		DirtyRateBytes: Finite(p.GetDirtyRateBytes()), EstimateMS: Finite(p.GetEstimateMs()),
 	}
 }
 

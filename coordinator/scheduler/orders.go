@@ -66,7 +66,7 @@ func (w *worker) commit(ctx context.Context, r migrate.Record) error {
 		}
 		switch resp.GetOutcome() {
 		case migratev1.Outcome_OUTCOME_RUNNING:
-			event = migrate.Running{DowntimeMS: resp.GetDowntimeMs(), PhasesMS: phases(resp.GetPhasesMs())}
+			event = running(resp)
 			return nil
 		case migratev1.Outcome_OUTCOME_NEVER_RAN:
 			event = migrate.NeverRan{Reason: fmt.Sprintf("%s could not run it: %s", r.To, clip(resp.GetDetail())), At: now()}
@@ -82,6 +82,10 @@ func (w *worker) commit(ctx context.Context, r migrate.Record) error {
 		return err
 	}
 	return w.write(ctx, event)
+}
+
+func running(resp *migratev1.DecideResponse) migrate.Running {
+	return migrate.Running{DowntimeMS: Finite(resp.GetDowntimeMs()), PhasesMS: phases(resp.GetPhasesMs())}
 }
 
 // dispose tells the source to end its frozen copy.
@@ -123,7 +127,7 @@ func (w *worker) abort(ctx context.Context, r migrate.Record, effects []migrate.
 }
 
 func sourceSettled(resp *migratev1.DecideResponse) (migrate.Event, error) {
-	event := migrate.SourceSettled{DowntimeMS: resp.GetDowntimeMs(), PhasesMS: phases(resp.GetPhasesMs()), At: now()}
+	event := migrate.SourceSettled{DowntimeMS: Finite(resp.GetDowntimeMs()), PhasesMS: phases(resp.GetPhasesMs()), At: now()}
 	switch resp.GetOutcome() {
 	case migratev1.Outcome_OUTCOME_RESUMED:
 		event.Outcome = migrate.OutcomeResumed

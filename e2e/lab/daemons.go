@@ -5,9 +5,12 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/BurntSushi/toml"
@@ -70,6 +73,16 @@ func checkPrograms(bin string) error {
 		}
 	}
 	return nil
+}
+
+// probe has the agent say what this machine lacks, before it says so in each
+// host's log.
+func probe(ctx context.Context, bin string) error {
+	out, err := exec.CommandContext(ctx, filepath.Join(bin, agentProgram), "--probe").CombinedOutput()
+	if _, ok := errors.AsType[*exec.ExitError](err); ok && len(out) > 0 {
+		return errors.New(strings.TrimSpace(string(out)))
+	}
+	return err
 }
 
 // writeConfiguration makes certificates, the gossip key and the daemons'

@@ -59,6 +59,9 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 		if err := checkPrograms(o.Bin); err != nil {
 			return nil, err
 		}
+		if err := probe(ctx, o.Bin); err != nil {
+			return nil, err
+		}
 	}
 	l, err := claim(o)
 	if err != nil {

@@ -1,6 +1,8 @@
 package lab
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -57,5 +59,35 @@ func TestPlan(t *testing.T) {
 	client, ok := p.host(clientName)
 	if !ok || client.Address.String() != "10.77.0.250/24" || client.Agent {
 		t.Errorf("the client is %+v", client)
+	}
+}
+
+// What the agent says that the machine lacks is the lab's error, and nothing is
+// made.
+func TestProbe(t *testing.T) {
+	const line = "migrate-agent: this machine cannot take part in migrations: no dirty tracking"
+	agent := func(script string) string {
+		bin := t.TempDir()
+		for _, name := range []string{agentProgram, coordinatorProgram} {
+			if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\n"+script), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return bin
+	}
+	bin := agent("[ \"$*\" = --probe ] || exit 1\necho '" + line + "' >&2; exit 2\n")
+	if err := probe(t.Context(), bin); err == nil || err.Error() != line {
+		t.Errorf("a machine that lacks something: %v", err)
+	}
+	if os.Geteuid() == 0 {
+		if _, err := Up(t.Context(), Options{Name: "probed", Bin: bin}); err == nil || err.Error() != line {
+			t.Errorf("a lab on it: %v", err)
+		}
+		if _, err := os.Stat(directory("probed")); err == nil {
+			t.Error("the lab has left its directory")
+		}
+	}
+	if err := probe(t.Context(), agent("exit 0\n")); err != nil {
+		t.Errorf("one that lacks nothing: %v", err)
 	}
 }

@@ -30,6 +30,9 @@ func TestMain(m *testing.M) {
 	case coordinatorProgram:
 		end(fakeCoordinator(os.Args[2]))
 	case agentProgram:
+		if os.Args[1] == "--probe" {
+			end(nil)
+		}
 		end(fakeAgent(os.Args[2]))
 	}
 	if len(os.Args) > 2 && os.Args[1] == programFlag {

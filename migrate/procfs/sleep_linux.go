@@ -231,6 +231,11 @@ func (r *SleepReader) read(p Process) ([]sleepRecord, error) {
 	if err != nil {
 		return nil, fmt.Errorf("iterating over the threads of %d: %w", p.PID, err)
 	}
+	return sleepRecords(data), nil
+}
+
+// sleepRecords are those that the program has written.
+func sleepRecords(data []byte) []sleepRecord {
 	var all []sleepRecord
 	for ; len(data) >= recordBytes; data = data[recordBytes:] {
 		word := func(at int) uint64 { return binary.NativeEndian.Uint64(data[at:]) }
@@ -239,7 +244,7 @@ func (r *SleepReader) read(p Process) ([]sleepRecord, error) {
 			stack: data[recordStack:][:min(word(recordLen), stackPart)],
 		})
 	}
-	return all, nil
+	return all
 }
 
 // load loads the program

@@ -33,9 +33,11 @@ func LocalHost(ctx context.Context) (image.Host, error) {
 		return h, err
 	}
 	h.BootID = strings.TrimSpace(string(boot))
-	if h.CPU.Vendor, h.CPU.Flags, err = readCPUInfo("/proc/cpuinfo"); err != nil {
+	cpus, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
 		return h, err
 	}
+	h.CPU.Vendor, h.CPU.Flags = parseCPUInfo(string(cpus))
 	tracer := parasite.NewTracer()
 	p, err := tracer.Launch(ctx)
 	if err == nil {
@@ -47,13 +49,10 @@ func LocalHost(ctx context.Context) (image.Host, error) {
 	return h, nil
 }
 
-// readCPUInfo reads the vendor and the features of the first processor.
-func readCPUInfo(path string) (vendor string, flags []string, err error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return "", nil, err
-	}
-	for line := range strings.Lines(string(text)) {
+// parseCPUInfo reads the vendor and the features, sorted, of the first processor
+// in /proc/cpuinfo.
+func parseCPUInfo(text string) (vendor string, flags []string) {
+	for line := range strings.Lines(text) {
 		name, value, _ := strings.Cut(line, ":")
 		switch strings.TrimSpace(name) {
 		case "vendor_id":
@@ -61,10 +60,10 @@ func readCPUInfo(path string) (vendor string, flags []string, err error) {
 		case "flags":
 			flags = strings.Fields(value)
 			slices.Sort(flags)
-			return vendor, slices.Compact(flags), nil
+			return vendor, slices.Compact(flags)
 		}
 	}
-	return vendor, nil, nil
+	return vendor, nil
 }
 
 // xstateMaskOffset is where in the XSAVE area the kernel puts XCR0 for readers

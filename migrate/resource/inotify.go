@@ -26,11 +26,11 @@ var inotifyFile = fileKind{
 			if line.Name != "inotify" {
 				continue
 			}
-			w, err := parseInotifyWatch(line.Value)
+			w, watched, err := parseInotifyWatch(line.Value)
 			if err != nil {
 				return err
 			}
-			if w.Path == "" {
+			if w.Path = watched.path(); w.Path == "" {
 				d.Block(migrate.CodeDescriptor, "", "inotify descriptor %d of process %d watches a file that has no path any more (%s)", o.fd, d.Proc.PID, line.Value)
 				continue
 			}
@@ -98,9 +98,7 @@ func addWatch(fd int, w image.InotifyWatch) error {
 // parseInotifyWatch reads
 //
 //	wd:3 ino:9e7e sdev:800013 mask:800afce ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:7e9e0000640d1b6d
-//
-// The path is empty if the file cannot be found.
-func parseInotifyWatch(value string) (image.InotifyWatch, error) {
+func parseInotifyWatch(value string) (image.InotifyWatch, watchedFile, error) {
 	var errs []error
 	number := func(name string, base, size int) uint64 {
 		word, _ := procfs.Word(value, name)
@@ -115,34 +113,36 @@ func parseInotifyWatch(value string) (image.InotifyWatch, error) {
 	word, _ := procfs.Word(value, "f_handle")
 	raw, err := hex.DecodeString(word)
 	if err := errors.Join(append(errs, err)...); err != nil {
-		return w, fmt.Errorf("inotify watch %q: %w", value, err)
+		return w, watchedFile{}, fmt.Errorf("inotify watch %q: %w", value, err)
 	}
 	// The kernel's own coding of a device: 12 bits and 20 bits.
-	w.Path = pathOfHandle(unix.Mkdev(uint32(device>>20), uint32(device&(1<<20-1))), inode, unix.NewFileHandle(int32(kind), raw))
-	return w, nil
+	device = unix.Mkdev(uint32(device>>20), uint32(device&(1<<20-1)))
+	return w, watchedFile{device, inode, unix.NewFileHandle(int32(kind), raw)}, nil
+}
+
+// A watchedFile is the file of a watch as fdinfo names it.
+type watchedFile struct {
+	device, inode uint64
+	handle        unix.FileHandle
 }
 
 // watchMask are the events that can be asked for; the kernel shows flags of its
 // own beside them.
 const watchMask = unix.IN_ALL_EVENTS | unix.IN_ONESHOT | unix.IN_EXCL_UNLINK
 
-// pathOfHandle finds a path to a file by its handle on one of the mounts of
-// its device (open_by_handle_at(2)).
-func pathOfHandle(device, inode uint64, handle unix.FileHandle) string {
+// path finds a path to the file by its handle on one of the mounts of its device
+// (open_by_handle_at(2)). It is empty if there is none.
+func (w watchedFile) path() string {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return ""
 	}
-	for line := range strings.Lines(string(mounts)) {
-		words := strings.Fields(line)
-		if len(words) < 5 || words[2] != fmt.Sprintf("%d:%d", unix.Major(device), unix.Minor(device)) {
-			continue
-		}
-		mount, err := unix.Open(words[4], unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	for _, point := range mountPoints(string(mounts), w.device) {
+		mount, err := unix.Open(point, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			continue
 		}
-		fd, err := unix.OpenByHandleAt(mount, handle, unix.O_PATH|unix.O_CLOEXEC)
+		fd, err := unix.OpenByHandleAt(mount, w.handle, unix.O_PATH|unix.O_CLOEXEC)
 		unix.Close(mount)
 		if err != nil {
 			continue
@@ -150,9 +150,21 @@ func pathOfHandle(device, inode uint64, handle unix.FileHandle) string {
 		path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
 		unix.Close(fd)
 		var st unix.Stat_t
-		if err == nil && unix.Lstat(path, &st) == nil && st.Ino == inode {
+		if err == nil && unix.Lstat(path, &st) == nil && st.Ino == w.inode {
 			return path
 		}
 	}
 	return ""
+}
+
+// mountPoints are where a device is mounted, by mountinfo (proc_pid_mountinfo(5)).
+func mountPoints(mountinfo string, device uint64) []string {
+	number := fmt.Sprintf("%d:%d", unix.Major(device), unix.Minor(device))
+	var points []string
+	for line := range strings.Lines(mountinfo) {
+		if words := strings.Fields(line); len(words) >= 5 && words[2] == number {
+			points = append(points, words[4])
+		}
+	}
+	return points
 }

@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -36,7 +37,7 @@ func findDomains(d *ProcessDump, tracer *parasite.Tracer) error {
 		pid, ok := outside[of]
 		if !ok {
 			var err error
-			if pid, err = launchAs(d, tracer, of.uid, of.gid); err != nil {
+			if pid, err = launchAs(d.Ctx, tracer, of.uid, of.gid); err != nil {
 				return fmt.Errorf("making a process for thread %d to look at: %w", t.TID, err)
 			}
 			outside[of] = pid
@@ -54,15 +55,15 @@ func findDomains(d *ProcessDump, tracer *parasite.Tracer) error {
 
 // launchAs makes an empty process that whoever has these real ids, and no
 // capability, may look at.
-func launchAs(d *ProcessDump, tracer *parasite.Tracer, uid, gid uint32) (int, error) {
-	p, err := tracer.Launch(d.Ctx)
+func launchAs(ctx context.Context, tracer *parasite.Tracer, uid, gid uint32) (int, error) {
+	p, err := tracer.Launch(ctx)
 	if err != nil {
 		return 0, err
 	}
-	b := p.Thread(p.PID()).Batch(d.Ctx)
+	b := p.Thread(p.PID()).Batch(ctx)
 	b.Call(unix.SYS_SETRESGID, uintptr(gid), uintptr(gid), uintptr(gid))
 	b.Call(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid))
 	capset(b, 0, 0, 0)
 	b.Call(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
-	return p.PID(), b.RunAll(d.Ctx)
+	return p.PID(), b.RunAll(ctx)
 }

@@ -2,12 +2,9 @@ package resource
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"structs"
 	"unsafe"
 
@@ -15,12 +12,13 @@ import (
 
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/procfs"
 	"github.com/pagurus-project/pagurus/parasite"
 )
 
 // checkMemory compares what the process holds with what the destination has.
 func checkMemory(c *Check, p *image.Process) {
-	available, err := availableMemory()
+	memory, err := procfs.ReadMeminfo()
 	if err != nil {
 		c.Block(migrate.CodeMemory, "", "%v", err)
 		return
@@ -36,7 +34,7 @@ func checkMemory(c *Check, p *image.Process) {
 		}
 		needed += o.Held
 	}
-	if needed > available {
+	if available := memory.Available; needed > available {
 		c.Block(migrate.CodeMemory, "free memory there, or choose another host", "process %d holds %d MiB, the destination has %d MiB available", p.PID, needed>>20, available>>20)
 	}
 }
@@ -56,21 +54,6 @@ func checkDisk(c *Check, o *image.Object, dir string) {
 func inMemory(dir string) bool {
 	var fs unix.Statfs_t
 	return unix.Statfs(dir, &fs) == nil && (fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC)
-}
-
-// availableMemory is MemAvailable of /proc/meminfo, in bytes.
-func availableMemory() (uint64, error) {
-	text, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(text)) {
-		if value, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
-			kib, err := strconv.ParseUint(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 10, 64)
-			return kib << 10, err
-		}
-	}
-	return 0, errors.New("/proc/meminfo has no MemAvailable")
 }
 
 // mmMapABI is struct prctl_mm_map (include/uapi/linux/prctl.h).

@@ -183,15 +183,26 @@ func onlineProcessors() []int {
 	if err != nil {
 		return nil
 	}
+	return parseProcessors(string(text))
+}
+
+// maxProcessors is the most that Linux is built for (NR_CPUS_RANGE_END, arch/x86/Kconfig).
+const maxProcessors = 8192
+
+// parseProcessors reads a list as "0-3,8". What does not look like one is left out.
+func parseProcessors(text string) []int {
 	var all []int
-	for part := range strings.SplitSeq(strings.TrimSpace(string(text)), ",") {
+	for part := range strings.SplitSeq(strings.TrimSpace(text), ",") {
 		first, last, isRange := strings.Cut(part, "-")
 		if !isRange {
 			last = first
 		}
 		from, err1 := strconv.Atoi(first)
 		to, err2 := strconv.Atoi(last)
-		for cpu := from; err1 == nil && err2 == nil && cpu <= to; cpu++ {
+		if err1 != nil || err2 != nil || from < 0 || to >= maxProcessors || len(all) > 0 && from <= all[len(all)-1] {
+			continue
+		}
+		for cpu := from; cpu <= to; cpu++ {
 			all = append(all, cpu)
 		}
 	}

@@ -185,29 +185,48 @@ func peekAll(fd, typ int) ([]image.Message, error) {
 
 // readControl takes the sender's credentials out of a message's control data.
 func readControl(control []byte) (image.Message, error) {
-	var m image.Message
+	m, received, passed, err := parseControl(control)
+	for _, fd := range received {
+		unix.Close(fd)
+	}
+	if err == nil && passed {
+		err = errPassedDescriptors
+	}
+	return m, err
+}
+
+// scmPIDFD is SCM_PIDFD (include/linux/socket.h): a descriptor of the sender,
+// for a receiver that has asked for it.
+const scmPIDFD = 4
+
+// parseControl reads a message's control data: the sender's credentials, the
+// descriptors that came with it, and whether the sender has passed any.
+func parseControl(control []byte) (m image.Message, received []int, passed bool, err error) {
 	messages, err := unix.ParseSocketControlMessage(control)
 	if err != nil {
-		return m, err
+		return m, nil, false, err
 	}
+	var errs []error
 	for _, c := range messages {
-		switch {
-		case c.Header.Level != unix.SOL_SOCKET:
-		case c.Header.Type == unix.SCM_CREDENTIALS:
+		if c.Header.Level != unix.SOL_SOCKET {
+			continue
+		}
+		switch c.Header.Type {
+		case unix.SCM_CREDENTIALS:
 			creds, err := unix.ParseUnixCredentials(&c)
-			if err != nil {
-				return m, err
+			errs = append(errs, err)
+			if err == nil {
+				m.PID, m.UID, m.GID = int(creds.Pid), creds.Uid, creds.Gid
 			}
-			m.PID, m.UID, m.GID = int(creds.Pid), creds.Uid, creds.Gid
-		case c.Header.Type == unix.SCM_RIGHTS:
+		case unix.SCM_RIGHTS, scmPIDFD:
+			passed = passed || c.Header.Type == unix.SCM_RIGHTS
+			c.Header.Type = unix.SCM_RIGHTS // a pidfd lies there like one that is passed
+			c.Data = c.Data[:len(c.Data)&^3]
 			fds, err := unix.ParseUnixRights(&c)
-			for _, fd := range fds {
-				unix.Close(fd)
-			}
-			return m, errors.Join(err, errPassedDescriptors)
+			received, errs = append(received, fds...), append(errs, err)
 		}
 	}
-	return m, nil
+	return m, received, passed, errors.Join(errs...)
 }
 
 // makeSocketPairs makes all pairs, in the shell, so that each end knows the

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/procfs"
 	"github.com/pagurus-project/pagurus/parasite"
 )
 
@@ -33,7 +34,7 @@ var timerFile = fileKind{
 		if o.info, err = d.Proc.FDInfo(o.fd); err != nil {
 			return err
 		}
-		if f.Timer, err = parseTimerFD(o); err != nil {
+		if f.Timer, err = parseTimerFD(&o.info); err != nil {
 			return err
 		}
 		f.Timer.Value, f.Timer.Interval = now.Value.Nano(), now.Interval.Nano()
@@ -88,11 +89,11 @@ func (r *ProcessRestore) armTimerFD(t *image.TimerFD, fd int) error {
 //	settime flags: 01
 //
 // The times are asked for elsewhere.
-func parseTimerFD(o *openFile) (*image.TimerFD, error) {
+func parseTimerFD(info *procfs.FDInfo) (*image.TimerFD, error) {
 	var t image.TimerFD
 	var errs []error
 	number := func(name string, base int) int64 {
-		text, _ := o.info.Value(name)
+		text, _ := info.Value(name)
 		n, err := strconv.ParseInt(strings.TrimPrefix(text, "flags: "), base, 64)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s in fdinfo: %w", name, err))

@@ -57,11 +57,24 @@ func readUnixState(inode uint64) (unixState, error) {
 	if err != nil {
 		return s, fmt.Errorf("asking for socket %d: %w", inode, err)
 	}
-	if len(messages) != 1 || len(messages[0].Data) < unixDiagMsgBytes {
+	if len(messages) != 1 {
 		return s, fmt.Errorf("asking for socket %d: %d answers", inode, len(messages))
 	}
-	s.state = messages[0].Data[2] // struct unix_diag_msg: family, type, state, pad, ino, cookie[2]
-	attributes, err := netlink.NewAttributeDecoder(messages[0].Data[unixDiagMsgBytes:])
+	if s, err = parseUnixState(messages[0].Data); err != nil {
+		return s, fmt.Errorf("asking for socket %d: %w", inode, err)
+	}
+	return s, nil
+}
+
+// parseUnixState reads a struct unix_diag_msg (family, type, state, pad, ino,
+// cookie[2]) and the attributes behind it.
+func parseUnixState(data []byte) (unixState, error) {
+	var s unixState
+	if len(data) < unixDiagMsgBytes {
+		return s, fmt.Errorf("an answer of %d bytes", len(data))
+	}
+	s.state = data[2]
+	attributes, err := netlink.NewAttributeDecoder(data[unixDiagMsgBytes:])
 	if err != nil {
 		return s, err
 	}

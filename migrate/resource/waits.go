@@ -140,18 +140,12 @@ func (d *TreeDump) left(tid int) int64 {
 
 // restartedCall is the call that a thread goes on with, or -1.
 func restartedCall(p procfs.Process, tid int) (int, error) {
-	// "219 0x7ffd... " and five more arguments, stack and instruction pointers
-	// (proc_pid_syscall(5)).
 	text, err := p.Read(fmt.Sprintf("task/%d/syscall", tid))
 	if err != nil {
 		return -1, err
 	}
-	words := strings.Fields(string(text))
-	if len(words) < 2 || words[0] != strconv.Itoa(unix.SYS_RESTART_SYSCALL) {
-		return -1, nil
-	}
-	first, err := strconv.ParseUint(strings.TrimPrefix(words[1], "0x"), 16, 64)
-	if err != nil {
+	first, restarts, err := parseRestarted(string(text))
+	if err != nil || !restarts {
 		return -1, err
 	}
 	where, err := p.Read(fmt.Sprintf("task/%d/wchan", tid))
@@ -159,6 +153,18 @@ func restartedCall(p procfs.Process, tid int) (int, error) {
 		return -1, err
 	}
 	return callOf(string(where), first), nil
+}
+
+// parseRestarted reads the first argument of a call that restarts, from
+// "219 0x7ffd..." and five more arguments, stack and instruction pointers
+// (proc_pid_syscall(5)).
+func parseRestarted(text string) (first uint64, restarts bool, err error) {
+	words := strings.Fields(text)
+	if len(words) < 2 || words[0] != strconv.Itoa(unix.SYS_RESTART_SYSCALL) {
+		return 0, false, nil
+	}
+	first, err = strconv.ParseUint(strings.TrimPrefix(words[1], "0x"), 16, 64)
+	return first, err == nil, err
 }
 
 // callOf tells by the kernel function in which a thread sleeps, and by the
