@@ -68,6 +68,7 @@ type entry struct {
 	Reason     string             `json:"reason,omitempty"`
 	Blockers   []migrate.Finding  `json:"blockers,omitempty"`
 	Rehearsed  bool               `json:"rehearsed,omitempty"`
+	Lost       string             `json:"lost,omitempty"`
 	DowntimeMS float64            `json:"downtime_ms,omitempty"`
 	PhasesMS   map[string]float64 `json:"phases_ms,omitempty"`
 	Announced  bool               `json:"announced,omitempty"` // the log had a decision by then

@@ -328,7 +328,7 @@ func (o orders) Decide(ctx context.Context, req *migratev1.DecideRequest) (*migr
 		e.Outcome = migrate.OutcomeNeverRan
 	}
 	return &migratev1.DecideResponse{
-		Outcome: outcomeToProto(e.Outcome), Detail: e.Reason, DowntimeMs: e.DowntimeMS, PhasesMs: e.PhasesMS,
+		Outcome: outcomeToProto(e.Outcome), Detail: e.Reason, DowntimeMs: e.DowntimeMS, PhasesMs: e.PhasesMS, Lost: e.Lost,
 	}, nil
 }
 

@@ -192,8 +192,11 @@ func (o *outgoing) resume(why func(*entry)) {
 	if !done {
 		return
 	}
+	if resumed.Lost != "" {
+		o.logger.Error("the process runs on without what it had", "lost", resumed.Lost)
+	}
 	o.finish(func(e *entry) {
-		e.Outcome = migrate.OutcomeResumed
+		e.Outcome, e.Lost = migrate.OutcomeResumed, resumed.Lost
 		if resumed.KilledAtSource {
 			e.Outcome = migrate.OutcomeKilled
 		}

@@ -322,30 +322,6 @@ func holdObjects(v *victimSelf) error {
 	return nil
 }
 
-// holdLocks holds a lock of each kind and complains, at its end, if one is lost.
-func holdLocks(v *victimSelf) error {
-	path := filepath.Join(v.dir, "locked")
-	open := func() (int, error) { return unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600) }
-	posix, err := open()
-	if err != nil {
-		return err
-	}
-	whole, err := open()
-	if err != nil {
-		return err
-	}
-	lock := unix.Flock_t{Type: unix.F_WRLCK, Start: 10, Len: 20}
-	if err := unix.FcntlFlock(uintptr(posix), unix.F_SETLK, &lock); err != nil {
-		return err
-	}
-	if err := unix.Flock(whole, unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return err
-	}
-	v.ready()
-	v.await("stop")
-	return nil
-}
-
 // A victim is one as its test sees it.
 type victim struct {
 	t   testing.TB
