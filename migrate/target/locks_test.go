@@ -137,7 +137,7 @@ func beginMove(t *testing.T, host *source.Host, pid int) (*destination, *source.
 	d.send(order{Do: "receive"})
 	wire := &freezeWire{Conn: d.pages}
 	m, err := host.Start(t.Context(), source.Config{
-		Migration: "test", Epoch: 1, PID: pid, Options: options, Token: []byte("token"),
+		Migration: fmt.Sprintf("test-%d", pid), Epoch: 1, PID: pid, Options: options, Token: []byte("token"),
 		Save: func(p source.Plan) error {
 			wire.released = p.Locks != nil
 			return nil

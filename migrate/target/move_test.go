@@ -310,7 +310,7 @@ func moveWhile(t *testing.T, host *source.Host, pid int, options migrate.Options
 	d.reserve(host, pid, options)
 	d.send(order{Do: "receive"})
 	m, err := host.Start(ctx, source.Config{
-		Migration: "test", Epoch: 1, PID: pid, Options: options, Token: []byte("token"),
+		Migration: fmt.Sprintf("test-%d", pid), Epoch: 1, PID: pid, Options: options, Token: []byte("token"),
 		Save: func(source.Plan) error { return nil },
 	})
 	if err != nil {
@@ -347,7 +347,7 @@ func moveWhile(t *testing.T, host *source.Host, pid int, options migrate.Options
 func (d *destination) reserve(host *source.Host, pid int, options migrate.Options) {
 	t := d.t
 	t.Helper()
-	inspection, err := host.Inspect(t.Context(), source.Config{Migration: "inspection", PID: pid, Options: options, Save: func(source.Plan) error { return nil }})
+	inspection, err := host.Inspect(t.Context(), source.Config{Migration: fmt.Sprintf("inspection-%d", pid), PID: pid, Options: options, Save: func(source.Plan) error { return nil }})
 	if err != nil {
 		t.Fatal("inspecting:", err)
 	}
