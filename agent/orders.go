@@ -172,6 +172,7 @@ func (o orders) Inspect(ctx context.Context, req *migratev1.InspectRequest) (*mi
 		if _, err := o.agent.find(req.GetRef()); err != nil {
 			return nil, err
 		}
+		o.agent.journal.hold(holdInspecting)
 	}
 	look, err := o.agent.inspect(ctx, int(req.GetPid()), req.GetRef().GetMigration(), options)
 	if err != nil {
