@@ -56,40 +56,31 @@ var instants = []struct {
 	// TODO: the leader, here: an inspection that its caller gives up leaves its plan
 	// in the journal until the agent starts again.
 	{
-		"inspecting", "host-a", nil, migrate.StatePreflight, "", "", false,
-		[3]migrate.State{migrate.StateDone, migrate.StateDone, ""},
+		"inspecting", "host-a", nil, migrate.StatePreflight, "", "", false, [3]migrate.State{migrate.StateDone, migrate.StateDone, ""},
 	},
 	{
-		"reserving", "host-b", nil, migrate.StatePreflight, "", "reserved", false,
-		[3]migrate.State{migrate.StateDone, migrate.StateDone, migrate.StateDone},
+		"reserving", "host-b", nil, migrate.StatePreflight, "", "reserved", false, [3]migrate.State{migrate.StateDone, migrate.StateDone, migrate.StateDone},
 	},
 	{
-		"copying", "host-a", []string{"--bandwidth", "200Mbit"}, migrate.StatePrecopy, "running", "reserved", false,
-		[3]migrate.State{migrate.StateAborted, migrate.StateAborted, migrate.StateDone},
+		"copying", "host-a", []string{"--bandwidth", "200Mbit"}, migrate.StatePrecopy, "running", "reserved", false, [3]migrate.State{migrate.StateAborted, migrate.StateAborted, migrate.StateDone},
 	},
 	{
-		"stopped", "host-a", nil, migrate.StatePrecopy, "running", "reserved", false,
-		[3]migrate.State{migrate.StateAborted, migrate.StateAborted, migrate.StateDone},
+		"stopped", "host-a", nil, migrate.StatePrecopy, "running", "reserved", false, [3]migrate.State{migrate.StateAborted, migrate.StateAborted, migrate.StateDone},
 	},
 	{
-		"built", "host-b", nil, migrate.StateFrozen, "running", "reserved", true,
-		[3]migrate.State{migrate.StateAborted, migrate.StateAborted, migrate.StateDone},
+		"built", "host-b", nil, migrate.StateFrozen, "running", "reserved", true, [3]migrate.State{migrate.StateAborted, migrate.StateAborted, migrate.StateDone},
 	},
 	{
-		"promising", "host-a", nil, migrate.StatePrepared, "running", "prepared", true,
-		[3]migrate.State{migrate.StateAborted, migrate.StateDone, migrate.StateDone},
+		"promising", "host-a", nil, migrate.StatePrepared, "running", "prepared", true, [3]migrate.State{migrate.StateAborted, migrate.StateDone, migrate.StateDone},
 	},
 	{
-		"promised", "host-a", nil, migrate.StatePrepared, "promised", "prepared", true,
-		[3]migrate.State{migrate.StateDone, migrate.StateDone, migrate.StateDone},
+		"promised", "host-a", nil, migrate.StatePrepared, "promised", "prepared", true, [3]migrate.State{migrate.StateDone, migrate.StateDone, migrate.StateDone},
 	},
 	{
-		"committing", "host-b", nil, migrate.StateCommitted, "promised", "prepared", true,
-		[3]migrate.State{migrate.StateDone, migrate.StateDone, migrate.StateDone},
+		"committing", "host-b", nil, migrate.StateCommitted, "promised", "prepared", true, [3]migrate.State{migrate.StateDone, migrate.StateDone, migrate.StateDone},
 	},
 	{
-		"disposing", "host-a", nil, migrate.StateCommitted, "promised", "over", true,
-		[3]migrate.State{migrate.StateDone, migrate.StateDone, migrate.StateDone},
+		"disposing", "host-a", nil, migrate.StateCommitted, "promised", "over", true, [3]migrate.State{migrate.StateDone, migrate.StateDone, migrate.StateDone},
 	},
 }
 
