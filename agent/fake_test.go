@@ -29,8 +29,9 @@ type machine struct {
 	failing   map[string]int // step: how often it still fails
 	gates     map[string]*gate
 	blockers  []migrate.Finding
-	killed    bool  // the frozen copy was killed by somebody
-	dead      *gate // at which an agent was killed
+	killed    bool   // the frozen copy was killed by somebody
+	lost      string // what a process that was frozen runs on without
+	dead      *gate  // at which an agent was killed
 }
 
 // A gate holds an engine up at a step until the test lets it through.
@@ -251,7 +252,7 @@ func (o *fakeOutgoing) Resume(ctx context.Context) (Resumed, error) {
 	}
 	resumed := Resumed{}
 	if was == "frozen" {
-		resumed = Resumed{Downtime: 9 * time.Millisecond, PhasesMS: map[string]float64{migrate.PhaseResume: 1}}
+		resumed = Resumed{Lost: o.lost, Downtime: 9 * time.Millisecond, PhasesMS: map[string]float64{migrate.PhaseResume: 1}}
 	}
 	return resumed, o.turn(o.pid, "running", "frozen", "tracked", "running")
 }

@@ -57,6 +57,7 @@ func (i *incoming) resumeRecovered() {
 func (i *incoming) reserve() bool {
 	ctx, cancel := context.WithTimeout(i.agent.alive, i.agent.timing.Undo)
 	defer cancel()
+	i.agent.journal.hold(holdReserving)
 	shell, blockers, warnings, err := i.agent.config.Target.Reserve(ctx, i.config)
 	if i.agent.alive.Err() != nil {
 		return false
@@ -125,6 +126,7 @@ func (i *incoming) receive() error {
 
 // notePrepared is called by the engine, before it tells the source.
 func (i *incoming) notePrepared() error {
+	i.agent.journal.hold(holdBuilt)
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	switch {
@@ -160,6 +162,7 @@ func (i *incoming) prepared() {
 
 // commit lets the process run here.
 func (i *incoming) commit() {
+	i.agent.journal.hold(holdCommitting)
 	var ran Ran
 	done := i.persist("running the process", i.aborted, func(ctx context.Context) error {
 		if err := i.recoverEngine(ctx); err != nil {

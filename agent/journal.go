@@ -21,6 +21,7 @@ import (
 //	STATE_DIR/migrations/ID-source.json     an entry
 //	STATE_DIR/migrations/ID-target.json
 //	STATE_DIR/inspections/ID.json           a plan of the engine
+//	STATE_DIR/hold                          of tests: see hold
 //
 // An entry is replaced by rename, so that it is the old one or the new one
 // whenever the agent dies. It is not synced: what it undoes dies with the
@@ -68,6 +69,7 @@ type entry struct {
 	Reason     string             `json:"reason,omitempty"`
 	Blockers   []migrate.Finding  `json:"blockers,omitempty"`
 	Rehearsed  bool               `json:"rehearsed,omitempty"`
+	Lost       string             `json:"lost,omitempty"`
 	DowntimeMS float64            `json:"downtime_ms,omitempty"`
 	PhasesMS   map[string]float64 `json:"phases_ms,omitempty"`
 	Announced  bool               `json:"announced,omitempty"` // the log had a decision by then

@@ -135,13 +135,14 @@ func TestAbort(t *testing.T) {
 func TestAbortSaysWhatTheFreezeCost(t *testing.T) {
 	for at, want := range map[string]float64{"freeze": 0, "send": 9} {
 		m := newCluster(t).newMove("m1")
+		m.a.lost = "its lock"
 		g := m.a.gate(at)
 		m.reserve()
 		m.start()
 		g.reach(t)
 		resp := m.decide(m.a, migratev1.Decision_DECISION_ABORT, migratev1.Outcome_OUTCOME_RESUMED)
-		if resp.GetDowntimeMs() != want {
-			t.Errorf("aborted before %s: downtime %v, want %v", at, resp.GetDowntimeMs(), want)
+		if resp.GetDowntimeMs() != want || (resp.GetLost() == "its lock") != (want > 0) {
+			t.Errorf("aborted before %s: %v, want a downtime of %v", at, resp, want)
 		}
 	}
 }
@@ -153,11 +154,12 @@ func TestSourceGivesUp(t *testing.T) {
 		t.Run(at, func(t *testing.T) {
 			m := newCluster(t).newMove("m1")
 			m.a.failing[at] = 1
+			m.a.lost = "its lock"
 			m.a.failing["resume"] = 3 // not at the first try
 			m.reserve()
 			m.start()
 			got := m.awaitEnded(m.a)
-			if got.GetReason() != at+" fails" || got.GetRehearsed() || got.GetKilledAtSource() {
+			if got.GetReason() != at+" fails" || got.GetRehearsed() || got.GetKilledAtSource() || (got.GetLost() == "its lock") != (got.GetMeasured().GetDowntimeMs() > 0) {
 				t.Errorf("ended with %v", got)
 			}
 			m.a.must(map[int]string{pid: "running"})

@@ -172,6 +172,7 @@ func (o orders) Inspect(ctx context.Context, req *migratev1.InspectRequest) (*mi
 		if _, err := o.agent.find(req.GetRef()); err != nil {
 			return nil, err
 		}
+		o.agent.journal.hold(holdInspecting)
 	}
 	look, err := o.agent.inspect(ctx, int(req.GetPid()), req.GetRef().GetMigration(), options)
 	if err != nil {
@@ -328,7 +329,7 @@ func (o orders) Decide(ctx context.Context, req *migratev1.DecideRequest) (*migr
 		e.Outcome = migrate.OutcomeNeverRan
 	}
 	return &migratev1.DecideResponse{
-		Outcome: outcomeToProto(e.Outcome), Detail: e.Reason, DowntimeMs: e.DowntimeMS, PhasesMs: e.PhasesMS,
+		Outcome: outcomeToProto(e.Outcome), Detail: e.Reason, DowntimeMs: e.DowntimeMS, PhasesMs: e.PhasesMS, Lost: e.Lost,
 	}, nil
 }
 

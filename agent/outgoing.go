@@ -121,18 +121,23 @@ func (o *outgoing) dial(ctx context.Context) (net.Conn, error) {
 
 // Progress is called by the engine.
 func (o *outgoing) Progress(p migrate.Progress) {
+	if p.Bytes > 0 {
+		o.agent.journal.hold(holdCopying)
+	}
 	o.progress(p, o.migration.Measured().Rounds)
 }
 
 // Frozen is called by the engine.
 func (o *outgoing) Frozen() {
 	o.logger.Debug("frozen")
+	o.agent.journal.hold(holdStopped)
 	o.standing(frozen())
 }
 
 // Promise is called by the engine. It notes the promise and has it sent. From
 // then on this agent, and every one after it, waits for the log.
 func (o *outgoing) Promise(m migrate.Measured) error {
+	o.agent.journal.hold(holdPromising)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
@@ -146,6 +151,7 @@ func (o *outgoing) Promise(m migrate.Measured) error {
 	if err := o.noteLocked(func(e *entry) { e.Phase, e.Measured = phasePromised, m }); err != nil {
 		return err
 	}
+	o.agent.journal.hold(holdPromised)
 	o.logger.Info("promised", "rounds", len(m.Rounds), "bytes", m.Bytes, "wire_bytes", m.WireBytes)
 	o.standingLocked(promised(m))
 	return nil
@@ -192,8 +198,11 @@ func (o *outgoing) resume(why func(*entry)) {
 	if !done {
 		return
 	}
+	if resumed.Lost != "" {
+		o.logger.Error("the process runs on without what it had", "lost", resumed.Lost)
+	}
 	o.finish(func(e *entry) {
-		e.Outcome = migrate.OutcomeResumed
+		e.Outcome, e.Lost = migrate.OutcomeResumed, resumed.Lost
 		if resumed.KilledAtSource {
 			e.Outcome = migrate.OutcomeKilled
 		}
@@ -207,6 +216,7 @@ func (o *outgoing) resume(why func(*entry)) {
 
 // dispose ends the frozen copy: the process runs at the destination.
 func (o *outgoing) dispose() {
+	o.agent.journal.hold(holdDisposing)
 	done := o.persist("ending the frozen copy", nil, func(ctx context.Context) error {
 		if err := o.recoverEngine(ctx); err != nil || o.migration == nil {
 			return err

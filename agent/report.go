@@ -66,6 +66,7 @@ func ended(e *entry) *migratev1.ReportRequest {
 	maps.Copy(m.PhasesMS, e.PhasesMS)
 	return &migratev1.ReportRequest{Event: &migratev1.ReportRequest_Ended{Ended: &migratev1.Ended{
 		Rehearsed: e.Rehearsed, Reason: e.Reason, Blockers: findingsToProto(e.Blockers), KilledAtSource: e.Outcome == migrate.OutcomeKilled,
+		Lost:     e.Lost,
 		Measured: measuredToProto(m),
 	}}}
 }

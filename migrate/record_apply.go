@@ -127,7 +127,7 @@ func (e Decided) abort(r Record) Record {
 	r.Measured = r.Measured.with(e.Measured)
 	r.Ended = e.At
 	if r.Source == OutcomeOpen && (e.Source == OutcomeResumed || e.Source == OutcomeKilled) {
-		r = r.settleSource(e.Source)
+		r = r.settleSource(e.Source, e.Lost)
 	}
 	return r
 }
@@ -200,7 +200,7 @@ func (e SourceSettled) apply(r Record) (Record, error) {
 		return r, fmt.Errorf("%w: source %s in %s", ErrOutOfPlace, e.Outcome, r.State)
 	}
 	r.Measured = r.Measured.with(Measured{DowntimeMS: e.DowntimeMS, PhasesMS: e.PhasesMS})
-	return r.settleSource(e.Outcome), nil
+	return r.settleSource(e.Outcome, e.Lost), nil
 }
 
 func (e TargetSettled) apply(r Record) (Record, error) {
@@ -229,17 +229,19 @@ func (e Forgotten) apply(r Record) (Record, error) {
 }
 
 // settleSource notes how the source ended without the process having left. A
-// copy that was killed while it stood still is no failure of the migration,
-// but whoever looks for the process has to learn of it.
-func (r Record) settleSource(o Outcome) Record {
+// copy that was killed while it stood still, or that has lost something, is no
+// failure of the migration, but whoever looks for the process has to learn of it.
+func (r Record) settleSource(o Outcome, lost string) Record {
+	const killed = "killed at the source"
 	r.Source = o
 	if o == OutcomeKilled {
-		const killed = "killed at the source"
-		if r.Reason == "" {
-			r.Reason = killed
-		} else {
-			r.Reason += ", " + killed
-		}
+		lost = killed
+	}
+	switch {
+	case r.Reason == "":
+		r.Reason = lost
+	case lost != "":
+		r.Reason += ", " + lost
 	}
 	return r
 }

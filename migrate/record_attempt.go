@@ -24,6 +24,7 @@ type Ended struct {
 	Reason    string
 	Blockers  []Finding
 	Killed    bool // the copy was killed while it stood still
+	Lost      string
 }
 
 // Proposal is the decision that the attempt calls for, if it calls for one.
@@ -33,7 +34,7 @@ func (a Attempt) Proposal(r Record) (Decided, bool) {
 		d := a.Abort(a.Ended.Reason)
 		d.Blockers = a.Ended.Blockers
 		d.Rehearsed = a.Ended.Rehearsed
-		d.Source = OutcomeResumed
+		d.Source, d.Lost = OutcomeResumed, a.Ended.Lost
 		if a.Ended.Killed {
 			d.Source = OutcomeKilled
 		}

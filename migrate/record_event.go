@@ -61,6 +61,7 @@ type Decided struct {
 	// Source is set if the source had ended by itself: OutcomeResumed or
 	// OutcomeKilled. It does that only before it has promised.
 	Source Outcome
+	Lost   string // as in SourceSettled
 	At     time.Time
 }
 
@@ -90,6 +91,7 @@ type SourceSettled struct {
 	Outcome    Outcome
 	DowntimeMS float64 // from the first thread stopped to the last one resumed
 	PhasesMS   map[string]float64
+	Lost       string // what the process does not have any more, though it runs on
 	At         time.Time
 }
 

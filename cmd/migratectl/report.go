@@ -67,6 +67,9 @@ func summarize(w io.Writer, r migrate.Report) {
 	default:
 		fmt.Fprintf(w, "Moving %s from %s to %s: %s.\n", name(r), r.From, r.To, r.State)
 	}
+	if r.State == migrate.StateRehearsed && r.Reason != "" {
+		fmt.Fprintln(w, "warning:", oneLine(r.Reason))
+	}
 	for _, f := range r.Warnings {
 		fmt.Fprintln(w, "warning:", oneLine(f.String()))
 	}

@@ -35,7 +35,7 @@ func encodeEntry(id string, event migrate.Event) ([]byte, error) {
 		entry.Event = &raftlogv1.Entry_Decided{Decided: &raftlogv1.Decided{
 			Decision: string(e.Decision), Reason: e.Reason, Blockers: findingsToProto(e.Blockers),
 			Prepared: e.Prepared, Promised: e.Promised, Measured: measuredToProto(e.Measured),
-			Rehearsed: e.Rehearsed, Source: string(e.Source),
+			Rehearsed: e.Rehearsed, Source: string(e.Source), Lost: e.Lost,
 		}}
 	case migrate.Running:
 		entry.Event = &raftlogv1.Entry_Running{Running: &raftlogv1.Running{DowntimeMs: e.DowntimeMS, PhasesMs: e.PhasesMS}}
@@ -48,7 +48,7 @@ func encodeEntry(id string, event migrate.Event) ([]byte, error) {
 	case migrate.SourceSettled:
 		entry.At = timestamp(e.At)
 		entry.Event = &raftlogv1.Entry_SourceSettled{SourceSettled: &raftlogv1.SourceSettled{
-			Outcome: string(e.Outcome), DowntimeMs: e.DowntimeMS, PhasesMs: e.PhasesMS,
+			Outcome: string(e.Outcome), DowntimeMs: e.DowntimeMS, PhasesMs: e.PhasesMS, Lost: e.Lost,
 		}}
 	case migrate.TargetSettled:
 		entry.Event = &raftlogv1.Entry_TargetSettled{TargetSettled: &raftlogv1.TargetSettled{Outcome: string(e.Outcome)}}
@@ -89,7 +89,7 @@ func decodeEntry(data []byte) (id string, event migrate.Event, err error) {
 		event = migrate.Decided{
 			Decision: migrate.Decision(m.GetDecision()), Reason: m.GetReason(), Blockers: findingsFromProto(m.GetBlockers()),
 			Prepared: m.GetPrepared(), Promised: m.GetPromised(), Measured: measuredFromProto(m.GetMeasured()),
-			Rehearsed: m.GetRehearsed(), Source: migrate.Outcome(m.GetSource()), At: at,
+			Rehearsed: m.GetRehearsed(), Source: migrate.Outcome(m.GetSource()), Lost: m.GetLost(), At: at,
 		}
 	case *raftlogv1.Entry_Running:
 		event = migrate.Running{DowntimeMS: e.Running.GetDowntimeMs(), PhasesMS: e.Running.GetPhasesMs()}
@@ -100,7 +100,7 @@ func decodeEntry(data []byte) (id string, event migrate.Event, err error) {
 	case *raftlogv1.Entry_SourceSettled:
 		m := e.SourceSettled
 		event = migrate.SourceSettled{
-			Outcome: migrate.Outcome(m.GetOutcome()), DowntimeMS: m.GetDowntimeMs(), PhasesMS: m.GetPhasesMs(), At: at,
+			Outcome: migrate.Outcome(m.GetOutcome()), DowntimeMS: m.GetDowntimeMs(), PhasesMS: m.GetPhasesMs(), Lost: m.GetLost(), At: at,
 		}
 	case *raftlogv1.Entry_TargetSettled:
 		event = migrate.TargetSettled{Outcome: migrate.Outcome(e.TargetSettled.GetOutcome())}

@@ -38,12 +38,12 @@ var (
 		},
 		migrate.Decided{
 			Decision: migrate.DecisionCommit, Reason: "r", Blockers: findings, Prepared: 3, Promised: 4,
-			Measured: measured, Rehearsed: true, Source: migrate.OutcomeKilled, At: at,
+			Measured: measured, Rehearsed: true, Source: migrate.OutcomeKilled, Lost: "l", At: at,
 		},
 		migrate.Running{DowntimeMS: 2, PhasesMS: phases},
 		migrate.NeverRan{Reason: "r", At: at},
 		migrate.Fenced{By: "anna", At: at},
-		migrate.SourceSettled{Outcome: migrate.OutcomeResumed, DowntimeMS: 2, PhasesMS: phases, At: at},
+		migrate.SourceSettled{Outcome: migrate.OutcomeResumed, DowntimeMS: 2, PhasesMS: phases, Lost: "l", At: at},
 		migrate.TargetSettled{Outcome: migrate.OutcomeReleased},
 		migrate.Forgotten{},
 	}
@@ -108,7 +108,7 @@ func TestFilesOfEarlierReleases(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", path, err)
 		}
-		if diff := cmp.Diff(event, got); diff != "" {
+		if diff := cmp.Diff(withoutLater(event), got); diff != "" {
 			t.Errorf("%s: %s", path, diff)
 		}
 	}
@@ -123,6 +123,19 @@ func TestFilesOfEarlierReleases(t *testing.T) {
 	if diff := cmp.Diff([]migrate.Record{record}, f.records()); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// withoutLater is an event without the fields that have come since.
+func withoutLater(event migrate.Event) migrate.Event {
+	switch e := event.(type) {
+	case migrate.Decided:
+		e.Lost = ""
+		return e
+	case migrate.SourceSettled:
+		e.Lost = ""
+		return e
+	}
+	return event
 }
 
 func TestDecodeRefuses(t *testing.T) {

@@ -127,7 +127,7 @@ func (w *worker) abort(ctx context.Context, r migrate.Record, effects []migrate.
 }
 
 func sourceSettled(resp *migratev1.DecideResponse) (migrate.Event, error) {
-	event := migrate.SourceSettled{DowntimeMS: Finite(resp.GetDowntimeMs()), PhasesMS: phases(resp.GetPhasesMs()), At: now()}
+	event := migrate.SourceSettled{DowntimeMS: Finite(resp.GetDowntimeMs()), PhasesMS: phases(resp.GetPhasesMs()), Lost: clip(resp.GetLost()), At: now()}
 	switch resp.GetOutcome() {
 	case migratev1.Outcome_OUTCOME_RESUMED:
 		event.Outcome = migrate.OutcomeResumed

@@ -238,6 +238,22 @@ func TestKilledAtSource(t *testing.T) {
 	})
 }
 
+// TestLost: whoever looks for the process learns what it runs on without,
+// whether the source gave up by itself or was told to.
+func TestLost(t *testing.T) {
+	for _, rehearse := range []bool{true, false} {
+		run(t, func(t *testing.T, x *fixture) {
+			x.a.Lost = "its lock"
+			x.once("host-b", agenttest.Run, func() { x.b.NeverRuns = true })
+			id := x.create(migrate.Options{Rehearse: rehearse})
+			r := x.await(id, func(r migrate.Report) bool { return r.Settled })
+			if r.State == migrate.StateDone || r.Source != migrate.OutcomeResumed || strings.Count(r.Reason, "its lock") != 1 {
+				t.Errorf("got %+v", r)
+			}
+		})
+	}
+}
+
 // TestFence: the destination is lost for ever after COMMIT, and only a person
 // can say so.
 func TestFence(t *testing.T) {

@@ -376,10 +376,7 @@ func (r *TreeRestore) openFile(index image.Index) error {
 	if err != nil {
 		return fmt.Errorf("setting the owner of %s %s: %w", f.Kind, f.Path, err)
 	}
-	if err := takeFileLocks(fd, f.Locks); err != nil {
-		return fmt.Errorf("taking the locks on %s: %w", f.Path, err)
-	}
-	return nil
+	return errors.Join(setFileLocks(fd, f, false)...)
 }
 
 func setFileSignal(fd, signal int) error {

@@ -3,6 +3,7 @@ package resource
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -19,35 +20,75 @@ import (
 var namespaces = processKind{
 	name: "namespaces",
 	dump: func(d *ProcessDump) error {
-		for _, ns := range []string{"cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "user", "uts"} {
-			theirs, err := d.Proc.Link("ns/" + ns)
-			if errors.Is(err, os.ErrNotExist) {
-				continue // not in this kernel, or no child was ever made
+		if err := d.checkNamespaces(fmt.Sprintf("process %d", d.Proc.PID), "ns/", "cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "user", "uts"); err != nil {
+			return err
+		}
+		// What a thread can leave or unshare by itself.
+		for i := range d.Process.Threads {
+			tid := d.Process.Threads[i].TID
+			if tid == d.Proc.PID {
+				continue
 			}
-			if err != nil {
+			if err := d.checkNamespaces(fmt.Sprintf("thread %d", tid), fmt.Sprintf("task/%d/ns/", tid), "cgroup", "ipc", "mnt", "net", "pid_for_children", "uts"); err != nil {
 				return err
 			}
-			ours, err := os.Readlink("/proc/self/ns/" + ns)
-			if err != nil {
+			if err := d.checkTables(tid); err != nil {
 				return err
-			}
-			if ours != theirs {
-				d.Block(migrate.CodeNamespace, "move it from the host that it sees, or start it outside the container", "process %d is in %s namespace %s, its host in %s", d.Proc.PID, ns, theirs, ours)
 			}
 		}
-		current, err := d.Proc.Link("ns/time")
+		return nil
+	},
+}
+
+// checkNamespaces compares those of a process or a thread with this process's.
+func (d *ProcessDump) checkNamespaces(who, dir string, names ...string) error {
+	for _, ns := range names {
+		ours, err := os.Readlink("/proc/self/ns/" + ns)
 		if errors.Is(err, os.ErrNotExist) {
-			return nil
+			continue // not in this kernel
 		}
 		if err != nil {
 			return err
 		}
-		children, err := d.Proc.Link("ns/time_for_children")
-		if err == nil && current != children {
-			d.Block(migrate.CodeNamespace, "", "process %d has prepared another time namespace for its children", d.Proc.PID)
+		theirs, err := d.Proc.Link(dir + ns)
+		if errors.Is(err, os.ErrNotExist) && ns == "pid_for_children" {
+			theirs, err = "without a process", nil // it has no name before the first child
 		}
+		if err != nil {
+			return err
+		}
+		if ours != theirs {
+			d.Block(migrate.CodeNamespace, "move it from the host that it sees, or start it outside the container", "%s is in %s namespace %s, its host in %s", who, ns, theirs, ours)
+		}
+	}
+	current, err := d.Proc.Link(dir + "time")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
 		return err
-	},
+	}
+	children, err := d.Proc.Link(dir + "time_for_children")
+	if err == nil && current != children {
+		d.Block(migrate.CodeNamespace, "", "%s has prepared another time namespace for its children", who)
+	}
+	return err
+}
+
+// checkTables looks for a thread that has unshared what all threads of a process
+// have in common (unshare(2), CLONE_FILES and CLONE_FS): it is read and rebuilt
+// once for all.
+func (d *ProcessDump) checkTables(tid int) error {
+	for kind, name := range map[int]string{kcmpFiles: "descriptors", kcmpFS: "a root, working directory and umask"} {
+		order, err := kcmp(d.Proc.PID, tid, kind, 0, 0)
+		if err != nil {
+			return fmt.Errorf("comparing thread %d with process %d: %w", tid, d.Proc.PID, err)
+		}
+		if order != 0 {
+			d.Block(migrate.CodeProcessState, "", "thread %d has %s of its own", tid, name)
+		}
+	}
+	return nil
 }
 
 // session: process groups and sessions. A process that leads both keeps them;

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/procfs"
 	"github.com/pagurus-project/pagurus/parasite"
 )
 
@@ -18,52 +20,96 @@ import (
 var landlock = processKind{
 	name: "Landlock domains",
 	dump: func(d *ProcessDump) error {
-		if !d.Inspect {
-			return nil // found out before, and entered by a call of the program's only
+		for i := range d.Process.Threads {
+			t := &d.Process.Threads[i]
+			// The credentials were read before.
+			pid, err := d.outsiders.launch(d.Ctx, idPair{t.Credentials.UIDs[0], t.Credentials.GIDs[0]})
+			if err != nil {
+				return fmt.Errorf("making a process for thread %d to look at: %w", t.TID, err)
+			}
+			b := d.batch(t.TID)
+			look := b.Call(unix.SYS_KCMP, uintptr(pid), uintptr(pid), kcmpVM, 0, 0)
+			d.then(func() error {
+				_, err := b.Result(look)
+				switch {
+				case errors.Is(err, unix.EPERM):
+					d.Block(migrate.CodeProcessState, "start it without its sandbox", "thread %d is in a Landlock domain, or confined by another security module", t.TID)
+				case err != nil && len(d.Blockers) == 0: // it is not, if it is in another PID namespace
+					return fmt.Errorf("thread %d cannot look at another process: %w", t.TID, err)
+				}
+				return nil
+			})
 		}
-		tracer := parasite.NewTracer()
-		err := findDomains(d, tracer)
-		return errors.Join(err, tracer.Close())
+		return nil
 	},
 }
 
-// findDomains has each thread look at an empty process with its ids.
-func findDomains(d *ProcessDump, tracer *parasite.Tracer) error {
-	type ids struct{ uid, gid uint32 }
-	outside := make(map[ids]int)
-	for i := range d.Process.Threads {
-		t := &d.Process.Threads[i]
-		of := ids{t.Credentials.UIDs[0], t.Credentials.GIDs[0]}
-		pid, ok := outside[of]
-		if !ok {
-			var err error
-			if pid, err = launchAs(d.Ctx, tracer, of.uid, of.gid); err != nil {
-				return fmt.Errorf("making a process for thread %d to look at: %w", t.TID, err)
-			}
-			outside[of] = pid
+// outsiders are empty processes for threads to look at, one for each pair of
+// ids. To make one takes longer than everything else about a thread, so they
+// are made before the tree is stopped, and only for ids that are new after.
+type outsiders struct {
+	tracer *parasite.Tracer
+	pids   map[idPair]int
+}
+
+type idPair struct{ uid, gid uint32 }
+
+// NoteIDs makes them for the threads of running processes. It is to be called
+// before these are stopped for a dump.
+func (d *TreeDump) NoteIDs(ctx context.Context, pids []int) error {
+	for _, pid := range pids {
+		p := procfs.Process{PID: pid}
+		tids, err := p.Threads()
+		if err != nil {
+			return err
 		}
-		_, err := d.Target.Thread(t.TID).Syscall(d.Ctx, unix.SYS_KCMP, uintptr(pid), uintptr(pid), kcmpVM, 0, 0)
-		switch {
-		case errors.Is(err, unix.EPERM):
-			d.Block(migrate.CodeProcessState, "start it without its sandbox", "thread %d is in a Landlock domain, or confined by another security module", t.TID)
-		case err != nil:
-			return fmt.Errorf("thread %d cannot look at another process: %w", t.TID, err)
+		for _, tid := range tids {
+			status, err := p.ThreadStatus(tid)
+			if errors.Is(err, procfs.ErrGone) || errors.Is(err, os.ErrNotExist) {
+				continue
+			}
+			if err == nil {
+				_, err = d.outsiders.launch(ctx, idPair{status.UIDs[0], status.GIDs[0]})
+			}
+			if err != nil {
+				return fmt.Errorf("making a process for thread %d to look at: %w", tid, err)
+			}
 		}
 	}
 	return nil
 }
 
-// launchAs makes an empty process that whoever has these real ids, and no
+// launch makes an empty process that whoever has these real ids, and no
 // capability, may look at.
-func launchAs(ctx context.Context, tracer *parasite.Tracer, uid, gid uint32) (int, error) {
-	p, err := tracer.Launch(ctx)
+func (o *outsiders) launch(ctx context.Context, of idPair) (int, error) {
+	if pid, ok := o.pids[of]; ok {
+		return pid, nil
+	}
+	if o.tracer == nil {
+		o.tracer, o.pids = parasite.NewTracer(), make(map[idPair]int)
+	}
+	p, err := o.tracer.Launch(ctx)
 	if err != nil {
 		return 0, err
 	}
 	b := p.Thread(p.PID()).Batch(ctx)
-	b.Call(unix.SYS_SETRESGID, uintptr(gid), uintptr(gid), uintptr(gid))
-	b.Call(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid))
+	b.Call(unix.SYS_SETRESGID, uintptr(of.gid), uintptr(of.gid), uintptr(of.gid))
+	b.Call(unix.SYS_SETRESUID, uintptr(of.uid), uintptr(of.uid), uintptr(of.uid))
 	capset(b, 0, 0, 0)
 	b.Call(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
-	return p.PID(), b.RunAll(ctx)
+	if err := b.RunAll(ctx); err != nil {
+		return 0, err
+	}
+	o.pids[of] = p.PID()
+	return p.PID(), nil
+}
+
+// close ends them.
+func (o *outsiders) close() error {
+	if o.tracer == nil {
+		return nil
+	}
+	err := o.tracer.Close()
+	o.tracer, o.pids = nil, nil
+	return err
 }

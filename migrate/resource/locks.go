@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"structs"
 
 	"golang.org/x/sys/unix"
@@ -25,32 +24,41 @@ import (
 var recordLocks = processKind{
 	name: "record locks",
 	restore: func(r *ProcessRestore) error {
-		if len(r.Process.Locks) == 0 {
-			return nil
-		}
-		s := r.script()
-		for _, l := range r.Process.Locks {
-			fd, ok := r.numberOf(l.File)
-			if !ok {
-				return fmt.Errorf("no descriptor for the lock on %s", r.Image.Files[l.File].Path)
-			}
-			s.add(func(b *parasite.Batch) {
-				abi := lockABIOf(&l)
-				b.Call(unix.SYS_FCNTL, uintptr(fd), unix.F_SETLK, parasite.Struct(b, &abi))
-			})
-		}
-		return s.run()
+		return errors.Join(setRecordLocks(r.Ctx, r.Process, r.Image.Files, r.Shell, false)...)
 	},
 }
 
-// numberOf is a descriptor of the process that refers to a description.
-func (r *ProcessRestore) numberOf(file image.Index) (int, bool) {
-	for _, d := range r.Process.Descriptors {
-		if d.File == file {
-			return d.FD, true
-		}
+// A LockError says which lock could not be taken or released.
+type LockError struct {
+	Lock image.Lock
+	Path string
+	Err  error
+}
+
+func (e *LockError) Error() string {
+	kind := map[image.LockKind]string{image.LockPOSIX: "POSIX", image.LockOFD: "OFD", image.LockFlock: "flock"}[e.Lock.Kind]
+	how, where := "read", ""
+	if e.Lock.Write {
+		how = "write"
 	}
-	return 0, false
+	switch {
+	case e.Lock.Kind == image.LockFlock:
+	case e.Lock.Len == 0:
+		where = fmt.Sprintf(" from byte %d on", e.Lock.Start)
+	default:
+		where = fmt.Sprintf(" of bytes %d to %d", e.Lock.Start, e.Lock.Start+e.Lock.Len-1)
+	}
+	why := e.Err.Error()
+	if e.taken() {
+		why = "another process holds it"
+	}
+	return fmt.Sprintf("%s %s lock on %s%s: %s", kind, how, e.Path, where, why)
+}
+
+func (e *LockError) Unwrap() error { return e.Err }
+
+func (e *LockError) taken() bool {
+	return errors.Is(e.Err, unix.EAGAIN) || errors.Is(e.Err, unix.EACCES)
 }
 
 // dumpFileLocks notes the locks that are held by way of a description.
@@ -100,14 +108,15 @@ func lockABIOf(l *image.Lock) lockABI {
 	return lockABI{typ: typ, whence: io.SeekStart, start: l.Start, length: l.Len}
 }
 
-// takeFileLocks takes those that belong to a description, by a descriptor of it.
-func takeFileLocks(fd int, locks []image.Lock) error {
-	for i := range locks {
-		if err := setFileLock(fd, &locks[i], false); err != nil {
-			return err
+// setFileLocks takes or releases those that belong to a description, by a
+// descriptor of it. All are tried.
+func setFileLocks(fd int, f *image.File, release bool) (errs []error) {
+	for i := range f.Locks {
+		if err := setFileLock(fd, &f.Locks[i], release); err != nil {
+			errs = append(errs, &LockError{f.Locks[i], f.Path, err})
 		}
 	}
-	return nil
+	return errs
 }
 
 func setFileLock(fd int, l *image.Lock, release bool) error {
@@ -119,20 +128,14 @@ func setFileLock(fd int, l *image.Lock, release bool) error {
 		case l.Write:
 			how = unix.LOCK_EX
 		}
-		if err := unix.Flock(fd, how|unix.LOCK_NB); err != nil {
-			return fmt.Errorf("flock: %w", err)
-		}
-		return nil
+		return unix.Flock(fd, how|unix.LOCK_NB)
 	}
 	abi := lockABIOf(l)
 	lock := unix.Flock_t{Type: abi.typ, Whence: abi.whence, Start: abi.start, Len: abi.length}
 	if release {
 		lock.Type = unix.F_UNLCK
 	}
-	if err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &lock); err != nil {
-		return fmt.Errorf("open file description lock: %w", err)
-	}
-	return nil
+	return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &lock)
 }
 
 // HasLocks reports whether a tree holds any.
@@ -153,72 +156,104 @@ func HasLocks(m *image.Image) bool {
 // ReleaseLocks lets go of all locks of a dumped tree. The processes must be as
 // they were dumped: stopped, and able to make remote calls.
 func ReleaseLocks(ctx context.Context, m *image.Image, stopped []*parasite.Process) error {
-	return setLocks(ctx, m, stopped, true)
-}
-
-// RetakeLocks takes back what ReleaseLocks has released.
-func RetakeLocks(ctx context.Context, m *image.Image, stopped []*parasite.Process) error {
-	return setLocks(ctx, m, stopped, false)
-}
-
-func setLocks(ctx context.Context, m *image.Image, stopped []*parasite.Process, release bool) error {
-	if !HasLocks(m) {
-		return nil
-	}
-	var errs []error
-	for i := range m.Processes {
-		p, target := &m.Processes[i], stopped[i]
-		errs = append(errs, setRecordLocks(ctx, p, target, release))
-		for _, d := range p.Descriptors {
-			errs = append(errs, setDescriptionLocks(p.PID, d.FD, m.Files[d.File].Locks, release))
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		if release {
-			return fmt.Errorf("releasing file locks: %w", err)
-		}
-		return fmt.Errorf("taking file locks back: %w", err)
+	if err := errors.Join(setLocks(ctx, m, stopped, true)...); err != nil {
+		return fmt.Errorf("releasing file locks: %w", err)
 	}
 	return nil
 }
 
-func setDescriptionLocks(pid, fd int, locks []image.Lock, release bool) error {
-	if len(locks) == 0 {
+// RetakeLocks takes back what ReleaseLocks has released, as far as it can.
+// taken are the locks that somebody else has by now; it may be called again.
+func RetakeLocks(ctx context.Context, m *image.Image, stopped []*parasite.Process) (taken []error, err error) {
+	var errs []error
+	for _, err := range setLocks(ctx, m, stopped, false) {
+		if lock, ok := errors.AsType[*LockError](err); ok && lock.taken() {
+			taken = append(taken, err)
+		} else {
+			errs = append(errs, err)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return taken, fmt.Errorf("taking file locks back: %w", err)
+	}
+	return taken, nil
+}
+
+// setLocks tries all of them, whatever becomes of one.
+func setLocks(ctx context.Context, m *image.Image, stopped []*parasite.Process, release bool) (errs []error) {
+	if !HasLocks(m) {
+		return nil
+	}
+	done := make(map[image.Index]bool)
+	for i := range m.Processes {
+		p, target := &m.Processes[i], stopped[i]
+		errs = append(errs, setRecordLocks(ctx, p, m.Files, target, release)...)
+		if err := target.ReleaseScratch(ctx); err != nil {
+			errs = append(errs, err)
+		}
+		for _, d := range p.Descriptors {
+			if !done[d.File] {
+				errs = append(errs, setDescriptionLocks(p.PID, d.FD, &m.Files[d.File], release)...)
+			}
+			done[d.File] = true
+		}
+	}
+	return errs
+}
+
+func setDescriptionLocks(pid, fd int, f *image.File, release bool) []error {
+	if len(f.Locks) == 0 {
 		return nil
 	}
 	own, err := borrow(pid, fd)
 	if err != nil {
-		return err
+		return []error{err}
 	}
 	defer unix.Close(own)
-	for i := range locks {
-		if err := setFileLock(own, &locks[i], release); err != nil {
-			return err
-		}
-	}
-	return nil
+	return setFileLocks(own, f, release)
 }
 
 // setRecordLocks acts inside the process: record locks belong to its table of
-// descriptors.
-func setRecordLocks(ctx context.Context, p *image.Process, target *parasite.Process, release bool) error {
-	if len(p.Locks) == 0 {
-		return nil
-	}
-	b := target.Thread(p.PID).Batch(ctx)
-	for i := range p.Locks {
-		l := &p.Locks[i]
-		fd := math.MaxInt32
-		for _, d := range p.Descriptors {
-			if d.File == l.File {
-				fd = d.FD
+// descriptors. All are tried.
+func setRecordLocks(ctx context.Context, p *image.Process, files []image.File, target *parasite.Process, release bool) (errs []error) {
+	for rest := p.Locks; len(rest) > 0; {
+		b := target.Thread(p.PID).Batch(ctx)
+		for n := range rest {
+			if b.Room() < lockRoom {
+				break
+			}
+			fd, ok := descriptorOf(p, rest[n].File)
+			if !ok {
+				return append(errs, &LockError{rest[n], files[rest[n].File].Path, errors.New("no descriptor of the file")})
+			}
+			abi := lockABIOf(&rest[n])
+			if release {
+				abi.typ = unix.F_UNLCK
+			}
+			b.Call(unix.SYS_FCNTL, uintptr(fd), unix.F_SETLK, parasite.Struct(b, &abi))
+		}
+		if err := b.Run(ctx); err != nil {
+			return append(errs, err)
+		}
+		for i := range b.Len() {
+			if _, err := b.Result(i); err != nil {
+				errs = append(errs, &LockError{rest[i], files[rest[i].File].Path, err})
 			}
 		}
-		abi := lockABIOf(l)
-		if release {
-			abi.typ = unix.F_UNLCK
-		}
-		b.Call(unix.SYS_FCNTL, uintptr(fd), unix.F_SETLK, parasite.Struct(b, &abi))
+		rest = rest[b.Len():]
 	}
-	return errors.Join(b.RunAll(ctx), target.ReleaseScratch(ctx))
+	return errs
+}
+
+// lockRoom is more than the call and the memory for one lock take in a batch.
+const lockRoom = 256
+
+// descriptorOf is a descriptor of the process that refers to a description.
+func descriptorOf(p *image.Process, file image.Index) (int, bool) {
+	for _, d := range p.Descriptors {
+		if d.File == file {
+			return d.FD, true
+		}
+	}
+	return 0, false
 }

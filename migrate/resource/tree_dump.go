@@ -38,6 +38,7 @@ type TreeDump struct {
 	objectIndex map[fileID]image.Index
 	sharing     *sharing
 	waits       waits
+	outsiders   outsiders
 	clocksRead  time.Time              // when the image's clocks were read
 	pipes       map[uint64]image.Index // of the image being taken, by inode
 	sockets     map[uint32]image.Index // likewise
@@ -71,9 +72,10 @@ func NewTreeDump(host image.Host, readers Readers, digests *Digests) *TreeDump {
 	}
 }
 
-// Close closes the files of the objects.
+// Close closes the files of the objects, and ends what was made for threads to
+// look at.
 func (d *TreeDump) Close() error {
-	var errs []error
+	errs := []error{d.outsiders.close()}
 	for _, f := range d.objectFiles {
 		errs = append(errs, f.Close())
 	}

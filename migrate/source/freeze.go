@@ -40,7 +40,11 @@ func (m *Migration) freeze(ctx context.Context, heard *replies, events Events, n
 	if err := m.planFreeze(); err != nil {
 		return err
 	}
-	if err := m.dump.NoteWaits(m.pids()); err != nil {
+	err := m.dump.NoteIDs(ctx, m.pids())
+	if err == nil {
+		err = m.dump.NoteWaits(m.pids())
+	}
+	if err != nil {
 		return errors.Join(m.checkTree(), err)
 	}
 	m.frozen = time.Now()

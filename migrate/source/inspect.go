@@ -74,6 +74,9 @@ func (m *Migration) inspect(ctx context.Context) (*image.Image, error) {
 	if err := m.enclose(); err != nil {
 		return nil, err
 	}
+	if err := m.dump.NoteIDs(ctx, m.pids()); err != nil {
+		return nil, err
+	}
 	var inventory *image.Image
 	err := m.standing(ctx, func() error {
 		err := m.mapScratch(ctx)

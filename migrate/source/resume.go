@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,6 +35,10 @@ const (
 type Resumed struct {
 	// KilledAtSource says that it does not: somebody killed it while it was frozen.
 	KilledAtSource bool
+	// Lost is what the process does not have any more, for people; empty if it
+	// is as before. File locks are free while it stands still, and another
+	// process may take one.
+	Lost string
 	// Downtime is from the first thread stopped to the last one resumed; zero
 	// if the process was not frozen.
 	Downtime time.Duration
@@ -68,7 +73,7 @@ func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 	if m.grouped {
 		errs = append(errs, m.thaw())
 	}
-	lockErr := m.retakeLocks(ctx)
+	taken, lockErr := m.retakeLocks(ctx)
 	// The plan must not say any more what would harm the process once it runs.
 	m.plan = m.plan.settled()
 	errs = append(errs, m.save())
@@ -78,6 +83,7 @@ func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 	// That a process was killed shows when its tracer has let go of all threads.
 	if killed := m.killed(); !killed {
 		errs = append(errs, lockErr)
+		m.resumed.Lost = lost(taken)
 	} else if m.still || m.recovered && frozenAt != 0 {
 		m.resumed.KilledAtSource = true
 	}
@@ -123,28 +129,37 @@ func (m *Migration) killed() bool {
 }
 
 // retakeLocks takes file locks back that were released for the destination.
-func (m *Migration) retakeLocks(ctx context.Context) error {
+// taken are those that somebody else has kept for too long: without them the
+// process runs on all the same.
+func (m *Migration) retakeLocks(ctx context.Context) (taken []error, err error) {
 	if m.plan.Locks == nil || len(m.processes) < len(m.plan.Processes) {
-		return nil
+		return nil, nil
 	}
 	for _, p := range m.processes {
 		if p.stopped == nil {
-			return fmt.Errorf("taking file locks back: process %d is not stopped", p.pid)
+			return nil, fmt.Errorf("taking file locks back: process %d is not stopped", p.pid)
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, lockFor)
-	defer cancel()
+	giveUp := time.After(lockFor)
 	for {
-		err := resource.RetakeLocks(ctx, m.plan.Locks, m.targets())
-		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
-			return err
+		taken, err = resource.RetakeLocks(ctx, m.plan.Locks, m.targets())
+		if err != nil || len(taken) == 0 {
+			return taken, err
 		}
 		select {
-		case <-ctx.Done():
-			return err
+		case <-giveUp:
+			return taken, nil
 		case <-time.After(lockEvery):
 		}
 	}
+}
+
+// lost says which locks are.
+func lost(taken []error) string {
+	if len(taken) == 0 {
+		return ""
+	}
+	return "file locks lost: " + strings.ReplaceAll(errors.Join(taken...).Error(), "\n", "; ")
 }
 
 // leave ends the tracking, moves the tree back to where it was and lets go of

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -266,41 +265,6 @@ func TestGuardsAndObjects(t *testing.T) {
 	}
 	if _, err := m.Resume(t.Context()); err != nil {
 		t.Error(err)
-	}
-	v.finish()
-}
-
-// Locks are free for the destination while the process is frozen, and its own
-// again afterwards, even if the destination takes its time to let go of them.
-func TestLocks(t *testing.T) {
-	h := newHost(t)
-	v := startVictim(t, "locked")
-	other, err := os.OpenFile(filepath.Join(v.dir, "locked"), os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer other.Close()
-	flock := func(how int) error { return unix.Flock(int(other.Fd()), how|unix.LOCK_NB) }
-	record := func(kind int16) error {
-		return unix.FcntlFlock(other.Fd(), unix.F_SETLK, &unix.Flock_t{Type: kind, Start: 10, Len: 20})
-	}
-	m := start(t, h, v.pid, migrate.Options{Rehearse: true})
-	if err := m.Run(t.Context(), newReplica().connect(t), &recorder{}); err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(flock(unix.LOCK_EX), record(unix.F_WRLCK)); err != nil {
-		t.Fatalf("the destination cannot take the locks: %v", err)
-	}
-	released := make(chan error, 1)
-	time.AfterFunc(50*time.Millisecond, func() { released <- errors.Join(flock(unix.LOCK_UN), record(unix.F_UNLCK)) })
-	if _, err := m.Resume(t.Context()); err != nil {
-		t.Error(err)
-	}
-	if err := <-released; err != nil {
-		t.Fatal(err)
-	}
-	if flock(unix.LOCK_EX) == nil || record(unix.F_WRLCK) == nil {
-		t.Error("the process has not got its locks back")
 	}
 	v.finish()
 }

@@ -172,7 +172,7 @@ func start(t testing.TB, h *Host, pid int, o migrate.Options) *Migration {
 
 // inspection is the configuration of a look at a process.
 func inspection(pid int) Config {
-	return Config{Migration: "inspection", PID: pid, Save: func(Plan) error { return nil }}
+	return Config{Migration: fmt.Sprintf("inspection-%d", pid), PID: pid, Save: func(Plan) error { return nil }}
 }
 
 func TestInspect(t *testing.T) {

@@ -52,6 +52,16 @@ var victims = map[string]func(v *victimSelf) error{
 // executed (landlock(7)).
 func sandbox(v *victimSelf) error {
 	runtime.LockOSThread()
+	if err := restrict(); err != nil {
+		return err
+	}
+	v.ready()
+	v.await("stop")
+	return nil
+}
+
+// restrict puts this thread there.
+func restrict() error {
 	attr := unix.LandlockRulesetAttr{Access_fs: unix.LANDLOCK_ACCESS_FS_EXECUTE}
 	fd, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr.Access_fs), 0)
 	if errno != 0 {
@@ -63,12 +73,7 @@ func sandbox(v *victimSelf) error {
 	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, fd, 0, 0); errno != 0 {
 		return fmt.Errorf("landlock_restrict_self: %w", errno)
 	}
-	if err := unix.Close(int(fd)); err != nil {
-		return err
-	}
-	v.ready()
-	v.await("stop")
-	return nil
+	return unix.Close(int(fd))
 }
 
 // A victimSelf is a victim as it sees itself.
@@ -322,30 +327,6 @@ func holdObjects(v *victimSelf) error {
 	return nil
 }
 
-// holdLocks holds a lock of each kind and complains, at its end, if one is lost.
-func holdLocks(v *victimSelf) error {
-	path := filepath.Join(v.dir, "locked")
-	open := func() (int, error) { return unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600) }
-	posix, err := open()
-	if err != nil {
-		return err
-	}
-	whole, err := open()
-	if err != nil {
-		return err
-	}
-	lock := unix.Flock_t{Type: unix.F_WRLCK, Start: 10, Len: 20}
-	if err := unix.FcntlFlock(uintptr(posix), unix.F_SETLK, &lock); err != nil {
-		return err
-	}
-	if err := unix.Flock(whole, unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return err
-	}
-	v.ready()
-	v.await("stop")
-	return nil
-}
-
 // A victim is one as its test sees it.
 type victim struct {
 	t   testing.TB
@@ -396,6 +377,22 @@ func (v *victim) order(what string) {
 	v.t.Helper()
 	if err := os.WriteFile(filepath.Join(v.dir, what), nil, 0o600); err != nil {
 		v.t.Fatal(err)
+	}
+}
+
+// awaitDone waits until the victim says that it has done something.
+func (v *victim) awaitDone() {
+	ticker := time.NewTicker(time.Millisecond)
+	defer ticker.Stop()
+	for {
+		if info, err := os.Stat(filepath.Join(v.dir, "done")); err == nil && info.Size() > 0 {
+			return
+		}
+		if said, err := os.ReadFile(v.out); err != nil || len(said) > 0 {
+			v.t.Errorf("the victim says %s (%v)", said, err)
+			return
+		}
+		<-ticker.C
 	}
 }
 

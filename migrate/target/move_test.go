@@ -307,23 +307,10 @@ func moveWhile(t *testing.T, host *source.Host, pid int, options migrate.Options
 	t.Helper()
 	ctx := t.Context()
 	d := newDestination(t)
-	inspection, err := host.Inspect(ctx, source.Config{Migration: "inspection", PID: pid, Options: options, Save: func(source.Plan) error { return nil }})
-	if err != nil {
-		t.Fatal("inspecting:", err)
-	}
-	if len(inspection.Blockers) > 0 {
-		t.Fatal("blockers at the source:", inspection.Blockers)
-	}
-	inventory, err := inspection.Inventory.Encode()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if a := d.do(order{Do: "reserve", Inventory: inventory, Options: options}); a.Error != "" || len(a.Blockers) > 0 {
-		t.Fatal("reserving:", a.Error, a.Blockers)
-	}
+	d.reserve(host, pid, options)
 	d.send(order{Do: "receive"})
 	m, err := host.Start(ctx, source.Config{
-		Migration: "test", Epoch: 1, PID: pid, Options: options, Token: []byte("token"),
+		Migration: fmt.Sprintf("test-%d", pid), Epoch: 1, PID: pid, Options: options, Token: []byte("token"),
 		Save: func(source.Plan) error { return nil },
 	})
 	if err != nil {
@@ -354,6 +341,26 @@ func moveWhile(t *testing.T, host *source.Host, pid int, options migrate.Options
 		t.Fatal("disposing:", err)
 	}
 	return d
+}
+
+// reserve has the destination make the shell for a process.
+func (d *destination) reserve(host *source.Host, pid int, options migrate.Options) {
+	t := d.t
+	t.Helper()
+	inspection, err := host.Inspect(t.Context(), source.Config{Migration: fmt.Sprintf("inspection-%d", pid), PID: pid, Options: options, Save: func(source.Plan) error { return nil }})
+	if err != nil {
+		t.Fatal("inspecting:", err)
+	}
+	if len(inspection.Blockers) > 0 {
+		t.Fatal("blockers at the source:", inspection.Blockers)
+	}
+	inventory, err := inspection.Inventory.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := d.do(order{Do: "reserve", Inventory: inventory, Options: options}); a.Error != "" || len(a.Blockers) > 0 {
+		t.Fatal("reserving:", a.Error, a.Blockers)
+	}
 }
 
 func newSource(t *testing.T) *source.Host {

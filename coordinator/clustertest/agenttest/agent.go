@@ -24,8 +24,9 @@ type Agent struct {
 	// To be set before orders come.
 	InspectBlockers []migrate.Code
 	ReserveBlockers []migrate.Code
-	NeverRuns       bool // resuming fails at the last step
-	KilledFrozen    bool // the frozen copy is killed by somebody
+	NeverRuns       bool   // resuming fails at the last step
+	KilledFrozen    bool   // the frozen copy is killed by somebody
+	Lost            string // what a process that was frozen runs on without
 
 	world       *World
 	coordinator Coordinator
@@ -257,6 +258,7 @@ func (a *Agent) end(ctx context.Context, h *half, reason string, rehearsed bool)
 	}
 	o := a.settle(h, migratev1.Outcome_OUTCOME_RESUMED)
 	event := ended(reason, rehearsed)
+	event.GetEnded().Lost = a.Lost
 	event.GetEnded().KilledAtSource = o == migratev1.Outcome_OUTCOME_KILLED_AT_SOURCE
 	a.repeat(ctx, h, event)
 }

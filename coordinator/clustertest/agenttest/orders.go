@@ -196,7 +196,7 @@ func (a *Agent) Decide(_ context.Context, req *migratev1.DecideRequest) (*migrat
 		resp.PhasesMs = map[string]float64{migrate.PhaseRestore: 1.5, migrate.PhaseDecide: 0.5, migrate.PhaseResume: 0.5}
 	case migratev1.Outcome_OUTCOME_RESUMED:
 		if h.state != "running" {
-			resp.DowntimeMs = 9
+			resp.DowntimeMs, resp.Lost = 9, a.Lost
 		}
 	}
 	if step == Run {

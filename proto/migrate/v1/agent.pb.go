@@ -1145,7 +1145,9 @@ type DecideResponse struct {
 	// From the last message of the source to the last thread resumed here
 	// (RUNNING), or from the first thread stopped to the last one resumed here
 	// (RESUMED after a freeze; otherwise zero).
-	DowntimeMs    float64 `protobuf:"fixed64,4,opt,name=downtime_ms,json=downtimeMs,proto3" json:"downtime_ms,omitempty"`
+	DowntimeMs float64 `protobuf:"fixed64,4,opt,name=downtime_ms,json=downtimeMs,proto3" json:"downtime_ms,omitempty"`
+	// What the source's process does not have any more, though it runs on.
+	Lost          string `protobuf:"bytes,5,opt,name=lost,proto3" json:"lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1206,6 +1208,13 @@ func (x *DecideResponse) GetDowntimeMs() float64 {
 		return x.DowntimeMs
 	}
 	return 0
+}
+
+func (x *DecideResponse) GetLost() string {
+	if x != nil {
+		return x.Lost
+	}
+	return ""
 }
 
 type DisposeRequest struct {
@@ -1723,6 +1732,7 @@ type Ended struct {
 	KilledAtSource bool                   `protobuf:"varint,4,opt,name=killed_at_source,json=killedAtSource,proto3" json:"killed_at_source,omitempty"`
 	// As in Promised; downtime_ms covers stop to resume here.
 	Measured      *Promised `protobuf:"bytes,5,opt,name=measured,proto3" json:"measured,omitempty"`
+	Lost          string    `protobuf:"bytes,6,opt,name=lost,proto3" json:"lost,omitempty"` // as in DecideResponse
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1790,6 +1800,13 @@ func (x *Ended) GetMeasured() *Promised {
 		return x.Measured
 	}
 	return nil
+}
+
+func (x *Ended) GetLost() string {
+	if x != nil {
+		return x.Lost
+	}
+	return ""
 }
 
 type ReportRequest struct {
@@ -2202,13 +2219,14 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"\rDecideRequest\x12)\n" +
 	"\x03ref\x18\x01 \x01(\v2\x17.pagurus.migrate.v1.RefR\x03ref\x128\n" +
 	"\bdecision\x18\x02 \x01(\x0e2\x1c.pagurus.migrate.v1.DecisionR\bdecision\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x8c\x02\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xa0\x02\n" +
 	"\x0eDecideResponse\x125\n" +
 	"\aoutcome\x18\x01 \x01(\x0e2\x1b.pagurus.migrate.v1.OutcomeR\aoutcome\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12M\n" +
 	"\tphases_ms\x18\x03 \x03(\v20.pagurus.migrate.v1.DecideResponse.PhasesMsEntryR\bphasesMs\x12\x1f\n" +
 	"\vdowntime_ms\x18\x04 \x01(\x01R\n" +
-	"downtimeMs\x1a;\n" +
+	"downtimeMs\x12\x12\n" +
+	"\x04lost\x18\x05 \x01(\tR\x04lost\x1a;\n" +
 	"\rPhasesMsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\";\n" +
@@ -2254,13 +2272,14 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"wire_bytes\x18\x05 \x01(\x04R\twireBytes\x1a;\n" +
 	"\rPhasesMsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\xda\x01\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\xee\x01\n" +
 	"\x05Ended\x12\x1c\n" +
 	"\trehearsed\x18\x01 \x01(\bR\trehearsed\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x127\n" +
 	"\bblockers\x18\x03 \x03(\v2\x1b.pagurus.migrate.v1.FindingR\bblockers\x12(\n" +
 	"\x10killed_at_source\x18\x04 \x01(\bR\x0ekilledAtSource\x128\n" +
-	"\bmeasured\x18\x05 \x01(\v2\x1c.pagurus.migrate.v1.PromisedR\bmeasured\"\xf4\x02\n" +
+	"\bmeasured\x18\x05 \x01(\v2\x1c.pagurus.migrate.v1.PromisedR\bmeasured\x12\x12\n" +
+	"\x04lost\x18\x06 \x01(\tR\x04lost\"\xf4\x02\n" +
 	"\rReportRequest\x12)\n" +
 	"\x03ref\x18\x01 \x01(\v2\x17.pagurus.migrate.v1.RefR\x03ref\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12:\n" +

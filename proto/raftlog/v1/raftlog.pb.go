@@ -421,6 +421,7 @@ type Decided struct {
 	Rehearsed bool       `protobuf:"varint,7,opt,name=rehearsed,proto3" json:"rehearsed,omitempty"`
 	// resumed, killed or empty.
 	Source        string `protobuf:"bytes,8,opt,name=source,proto3" json:"source,omitempty"`
+	Lost          string `protobuf:"bytes,9,opt,name=lost,proto3" json:"lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -507,6 +508,13 @@ func (x *Decided) GetRehearsed() bool {
 func (x *Decided) GetSource() string {
 	if x != nil {
 		return x.Source
+	}
+	return ""
+}
+
+func (x *Decided) GetLost() string {
+	if x != nil {
+		return x.Lost
 	}
 	return ""
 }
@@ -652,10 +660,12 @@ func (x *Fenced) GetBy() string {
 }
 
 type SourceSettled struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Outcome       string                 `protobuf:"bytes,1,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	DowntimeMs    float64                `protobuf:"fixed64,2,opt,name=downtime_ms,json=downtimeMs,proto3" json:"downtime_ms,omitempty"`
-	PhasesMs      map[string]float64     `protobuf:"bytes,3,rep,name=phases_ms,json=phasesMs,proto3" json:"phases_ms,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Outcome    string                 `protobuf:"bytes,1,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	DowntimeMs float64                `protobuf:"fixed64,2,opt,name=downtime_ms,json=downtimeMs,proto3" json:"downtime_ms,omitempty"`
+	PhasesMs   map[string]float64     `protobuf:"bytes,3,rep,name=phases_ms,json=phasesMs,proto3" json:"phases_ms,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
+	// What the process does not have any more, though it runs on.
+	Lost          string `protobuf:"bytes,4,opt,name=lost,proto3" json:"lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -709,6 +719,13 @@ func (x *SourceSettled) GetPhasesMs() map[string]float64 {
 		return x.PhasesMs
 	}
 	return nil
+}
+
+func (x *SourceSettled) GetLost() string {
+	if x != nil {
+		return x.Lost
+	}
+	return ""
 }
 
 type TargetSettled struct {
@@ -1381,7 +1398,7 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\breserved\x18\x06 \x01(\bR\breserved\x1a;\n" +
 	"\rPhasesMsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\x9e\x02\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\xb2\x02\n" +
 	"\aDecided\x12\x1a\n" +
 	"\bdecision\x18\x01 \x01(\tR\bdecision\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x127\n" +
@@ -1390,7 +1407,8 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\bpromised\x18\x05 \x01(\x04R\bpromised\x128\n" +
 	"\bmeasured\x18\x06 \x01(\v2\x1c.pagurus.raftlog.v1.MeasuredR\bmeasured\x12\x1c\n" +
 	"\trehearsed\x18\a \x01(\bR\trehearsed\x12\x16\n" +
-	"\x06source\x18\b \x01(\tR\x06source\"\xaf\x01\n" +
+	"\x06source\x18\b \x01(\tR\x06source\x12\x12\n" +
+	"\x04lost\x18\t \x01(\tR\x04lost\"\xaf\x01\n" +
 	"\aRunning\x12\x1f\n" +
 	"\vdowntime_ms\x18\x01 \x01(\x01R\n" +
 	"downtimeMs\x12F\n" +
@@ -1401,12 +1419,13 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\bNeverRan\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\"\x18\n" +
 	"\x06Fenced\x12\x0e\n" +
-	"\x02by\x18\x01 \x01(\tR\x02by\"\xd5\x01\n" +
+	"\x02by\x18\x01 \x01(\tR\x02by\"\xe9\x01\n" +
 	"\rSourceSettled\x12\x18\n" +
 	"\aoutcome\x18\x01 \x01(\tR\aoutcome\x12\x1f\n" +
 	"\vdowntime_ms\x18\x02 \x01(\x01R\n" +
 	"downtimeMs\x12L\n" +
-	"\tphases_ms\x18\x03 \x03(\v2/.pagurus.raftlog.v1.SourceSettled.PhasesMsEntryR\bphasesMs\x1a;\n" +
+	"\tphases_ms\x18\x03 \x03(\v2/.pagurus.raftlog.v1.SourceSettled.PhasesMsEntryR\bphasesMs\x12\x12\n" +
+	"\x04lost\x18\x04 \x01(\tR\x04lost\x1a;\n" +
 	"\rPhasesMsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\")\n" +
