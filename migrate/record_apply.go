@@ -47,7 +47,6 @@ func (e Created) apply(r Record) (Record, error) {
 	}
 	if len(e.Blockers) > 0 {
 		r.State = StateRefused
-		r.Command = e.command
 		r.Blockers = slices.Clone(e.Blockers)
 		r.Source, r.Target = OutcomeUntouched, OutcomeUntouched
 		r.Ended = e.At

@@ -21,10 +21,6 @@ type Created struct {
 	// Blockers that were known without looking: the record is REFUSED at once.
 	Blockers []Finding
 	At       time.Time
-
-	// command is known if another migration has the process. It is not part
-	// of the entry.
-	command string
 }
 
 // PreflightDone says what both sides found. Without blockers the attempt of

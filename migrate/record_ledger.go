@@ -29,7 +29,6 @@ func (l *Ledger) Apply(id string, e Event) (Record, []Effect, error) {
 		}
 		if busy, ok := l.Holder(created.From, created.PID); ok && busy.ID != created.ID {
 			created.Blockers = joined(created.Blockers, []Finding{Busy(busy.ID, created.From, created.PID)})
-			created.command = busy.Command
 		}
 		id, e = created.ID, created
 	}

@@ -177,25 +177,3 @@ func orDash(o Outcome) Outcome {
 	}
 	return o
 }
-
-// TestBusyShowsTheCommand: what another migration knows of the process stands in
-// the record of one that is refused for it.
-func TestBusyShowsTheCommand(t *testing.T) {
-	l := NewLedger(3)
-	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	for _, e := range []struct {
-		id    string
-		event Event
-	}{
-		{"m1", Created{ID: "m1", Key: "k1", PID: 7, From: "a", To: "b", At: at}},
-		{"m1", PreflightDone{Epoch: 3, Command: "sleep 1000", At: at}},
-		{"m2", Created{ID: "m2", Key: "k2", PID: 7, From: "a", To: "b", At: at}},
-	} {
-		if _, _, err := l.Apply(e.id, e.event); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if r, _ := l.Record("m2"); r.State != StateRefused || r.Command != "sleep 1000" {
-		t.Errorf("%s of %q", r.State, r.Command)
-	}
-}
