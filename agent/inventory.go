@@ -125,14 +125,21 @@ func (a *Agent) inspect(ctx context.Context, pid int, migration string, o migrat
 		return look, nil
 	}
 	id := inspectionOf(pid)
+	var last json.RawMessage
 	looked, err := a.config.Source.Inspect(ctx, SourceConfig{
 		Migration: id, PID: pid, Options: o,
-		Save: func(plan json.RawMessage) error { return a.journal.writeInspection(id, plan) },
+		Save: func(plan json.RawMessage) error {
+			last = plan
+			return a.journal.writeInspection(id, plan)
+		},
 	})
-	if err != nil {
-		return looked, err // the plan stays: perhaps not everything could be undone
+	switch {
+	case err == nil:
+		return looked, a.journal.removeInspection(id)
+	case last != nil:
+		a.undoInspection(id, last) // perhaps not everything was undone
 	}
-	return looked, a.journal.removeInspection(id)
+	return looked, err
 }
 
 // inspectionOf names an inspection as if it were a migration.
@@ -146,25 +153,25 @@ func (a *Agent) undoInspections() error {
 		return err
 	}
 	for id, plan := range plans {
-		ctx, cancel := context.WithTimeout(a.alive, a.timing.Undo)
-		err := a.undoInspection(ctx, id, plan)
-		cancel()
-		if err != nil {
-			a.logger.Error("undoing an inspection", keyMigration, id, keyError, err)
-		}
+		a.undoInspection(id, plan)
 	}
 	return nil
 }
 
-func (a *Agent) undoInspection(ctx context.Context, id string, plan json.RawMessage) error {
+// undoInspection undoes what a look at a process has left in it.
+func (a *Agent) undoInspection(id string, plan json.RawMessage) {
+	ctx, cancel := context.WithTimeout(a.alive, a.timing.Undo)
+	defer cancel()
 	m, err := a.config.Source.Recover(ctx, plan, func(plan json.RawMessage) error { return a.journal.writeInspection(id, plan) })
+	if err == nil {
+		_, err = m.Resume(ctx)
+	}
+	if err == nil {
+		err = a.journal.removeInspection(id)
+	}
 	if err != nil {
-		return err
+		a.logger.Error("undoing an inspection", keyMigration, id, keyError, err)
 	}
-	if _, err := m.Resume(ctx); err != nil {
-		return err
-	}
-	return a.journal.removeInspection(id)
 }
 
 // glance finds what rules a process out at once. ok says that nothing does.

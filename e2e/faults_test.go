@@ -53,10 +53,8 @@ var instants = []struct {
 	// is killed. The process runs where that says.
 	outcomes [3]migrate.State
 }{
-	// TODO: the leader, here: an inspection that its caller gives up leaves its plan
-	// in the journal until the agent starts again.
 	{
-		"inspecting", "host-a", nil, migrate.StatePreflight, "", "", false, [3]migrate.State{migrate.StateDone, migrate.StateDone, ""},
+		"inspecting", "host-a", nil, migrate.StatePreflight, "", "", false, [3]migrate.State{migrate.StateDone, migrate.StateDone, migrate.StateDone},
 	},
 	{
 		"reserving", "host-b", nil, migrate.StatePreflight, "", "reserved", false, [3]migrate.State{migrate.StateDone, migrate.StateDone, migrate.StateDone},
@@ -89,9 +87,6 @@ var instants = []struct {
 func TestKills(t *testing.T) {
 	for _, instant := range instants {
 		for i, victim := range []string{source, destination, leader} {
-			if instant.outcomes[i] == "" {
-				continue
-			}
 			t.Run(instant.point+" "+victim, func(t *testing.T) {
 				f := newFault(t, instant.flags, instant.held, instant.point)
 				f.await("the migration to be held", f.isHeld)
