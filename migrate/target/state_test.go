@@ -44,11 +44,15 @@ func TestMoveState(t *testing.T) {
 				_, err := os.Stat(filepath.Join(dir, "ready"))
 				return err == nil
 			})
-			before := snapshot(t, pid, pid)
+			before, told := snapshot(t, pid, pid), inspect(t, host, pid)
+			hasOneOfEach(t, told, variant == "root")
 			d := move(t, host, pid, migrate.Options{Verify: true, AllowDegraded: true}.WithDefaults())
 			after := snapshot(t, d.arrived(pid), pid)
 			if diff := cmp.Diff(before, after); diff != "" {
 				t.Errorf("state before (-) and after (+) the move:\n%s", diff)
+			}
+			if diff := cmp.Diff(told, inspect(t, host, d.arrived(pid))); diff != "" {
+				t.Errorf("what the kernel tells the process itself, before (-) and after (+) the move:\n%s", diff)
 			}
 			if err := os.WriteFile(filepath.Join(dir, "check"), nil, 0o644); err != nil {
 				t.Fatal(err)
@@ -327,6 +331,8 @@ libc.sigqueue(os.getpid(), signal.SIGRTMIN + 1, ctypes.c_void_p(4712))
 signal.pthread_kill(threading.get_ident(), signal.SIGWINCH)
 os.kill(os.getpid(), signal.SIGUSR2)
 signal.setitimer(signal.ITIMER_VIRTUAL, 10000, 1)
+signal.setitimer(signal.ITIMER_PROF, 20000, 2)
+signal.setitimer(signal.ITIMER_REAL, 30000, 3)
 for clock, sig in ((1, signal.SIGUSR1), (0, signal.SIGUSR1), (7, signal.SIGUSR1)):
     id = ctypes.c_int()
     ev = struct.pack("qii", 99, sig, 0) + bytes(48)
@@ -351,7 +357,9 @@ with open("/proc/self/comm", "w") as f: f.write("renamed")
 
 stop = threading.Event()
 answers = {}
+stack_t = lambda: struct.pack("QiiQ", mapping(16), 0, 0, 16 * 4096)
 def thread(n):
+    libc.sigaltstack(stack_t(), None)
     libc.prctl(15, ("thread %d" % n).encode())
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)) if n == 1 else None
     value = ctypes.c_double(n)
@@ -360,6 +368,13 @@ def thread(n):
 threads = [threading.Thread(target=thread, args=(n,)) for n in range(3)]
 for x in threads: x.start()
 
+fcntl.fcntl(a, fcntl.F_SETFL, fcntl.fcntl(a, fcntl.F_GETFL) | os.O_ASYNC)
+libc.sigaltstack(stack_t(), None)
+if variant == "root":
+    libc.prctl(28, 0x3)          # secure bits: no root, locked
+    libc.prctl(1, signal.SIGUSR1) # at the parent's death
+    libc.prctl(41, 1, 0, 0, 0)   # no huge pages
+    libc.prctl(4, 0)             # not dumpable
 if variant == "user":
     libc.prctl(38, 1, 0, 0, 0)   # no new privileges
     # A filter that allows everything but chroot, which is answered with EPERM.
@@ -394,6 +409,7 @@ def verify():
     check("events", os.eventfd_read(event) == 1 and os.eventfd_read(event) == 1)
     check("queue", b.recv(100) == b"queued" and b.recv(100) == b"")
     check("datagram", e.recv(100) == b"datagram")
+    check("owner", fcntl.fcntl(a, fcntl.F_GETOWN) == os.getpid() and fcntl.fcntl(a, 11) == signal.SIGUSR1 and fcntl.fcntl(a, fcntl.F_GETFL) & os.O_ASYNC)
     check("lone", lone.recv(100) == b"last words" and lone.recv(100) == b"")
     check("credentials", struct.unpack("iII", a.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0] == os.getpid())
     check("signals", [signal.sigwaitinfo([signal.SIGRTMIN + 1]).si_signo for i in range(2)] == [signal.SIGRTMIN + 1] * 2)
