@@ -103,8 +103,9 @@ func TestKills(t *testing.T) {
 					state, source, target, frozen := where()
 					t.Fatalf("%v: it is %s, the source %q, the destination %q, frozen: %v", err, state, source, target, frozen)
 				}
-				f.kill(victim)
+				back := f.kill(victim)
 				f.letGo()
+				f.await("the "+victim+" to be back", back)
 				f.judge([]migrate.State{instant.outcomes[i]})
 			})
 		}
@@ -123,7 +124,7 @@ func TestKillsAtRandom(t *testing.T) {
 		t.Run(fmt.Sprintf("%s after %v", victim, after.Round(time.Millisecond)), func(t *testing.T) {
 			f := newFault(t, nil, "", "")
 			<-time.After(after)
-			f.kill(victim)
+			f.await("the "+victim+" to be back", f.kill(victim))
 			f.judge([]migrate.State{migrate.StateDone, migrate.StateAborted, migrate.StateRefused})
 		})
 	}
@@ -225,9 +226,9 @@ func (f *fault) await(what string, done func() bool) {
 	}
 }
 
-// kill kills a daemon, and waits until the one that is started in its place
-// answers.
-func (f *fault) kill(victim string) {
+// kill kills a daemon. Its result tells whether the one that is started in its
+// place answers.
+func (f *fault) kill(victim string) (back func() bool) {
 	f.t.Helper()
 	name, which := "host-a", "agent"
 	switch victim {
@@ -244,7 +245,7 @@ func (f *fault) kill(victim string) {
 	if err := d.Kill(f.ctx); err != nil {
 		f.t.Fatal(err)
 	}
-	f.await("the "+victim+" to be back", func() bool {
+	return func() bool {
 		if pid, err := d.PID(f.ctx); err != nil || pid == before {
 			return false
 		}
@@ -253,7 +254,7 @@ func (f *fault) kill(victim string) {
 		}
 		code, _, err := bed.Run(f.ctx, nil, "ps", "--host", name)
 		return code == 0 && err == nil
-	})
+	}
 }
 
 // frozen reports whether the process's control group is frozen at the source.

@@ -61,11 +61,9 @@ const (
 	CodePIDTaken      Code = "pid-taken"
 	CodeMemory        Code = "destination-memory"
 	CodeCPU           Code = "cpu-features"
-	CodeKernel        Code = "kernel-features"
 	CodeVDSO          Code = "vdso-differs"
 	CodeFileMissing   Code = "file-missing"
 	CodeFileDiffers   Code = "file-differs"
 	CodeFileNotShared Code = "file-not-shared" // open for writing, and the destination's file is another one
-	CodeLimit         Code = "destination-limit"
 	CodeReserve       Code = "reservation-failed"
 )

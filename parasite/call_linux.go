@@ -58,6 +58,9 @@ type execution struct {
 // written back, the interrupt that is pending makes the kernel look at
 // interrupted system calls once more before the thread leaves it.
 func (t *Thread) follow(ctx callContext, e execution, calls []Call) error {
+	if !t.Runs64Bit() {
+		return fmt.Errorf("thread %d: %w", t.tid, ErrCompat)
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	regs := e.enter(t.regs, len(calls))
@@ -81,6 +84,9 @@ const endWord = 8
 // followToEnd is follow without a stop for each call: the executor waits for us
 // when it is done, and goes on by itself only if we die.
 func (t *Thread) followToEnd(ctx callContext, e execution, calls []Call) error {
+	if !t.Runs64Bit() {
+		return fmt.Errorf("thread %d: %w", t.tid, ErrCompat)
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	end := e.calls + uintptr(len(calls))*callSize

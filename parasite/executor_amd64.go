@@ -3,6 +3,7 @@ package parasite
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"structs"
 	"sync"
 	"time"
@@ -105,6 +106,16 @@ const (
 	flagTrap      = 1 << 8
 	flagDirection = 1 << 10
 )
+
+// ErrCompat says that a thread runs 32-bit code, in which no calls can be made.
+var ErrCompat = errors.New("32-bit code")
+
+// Runs64Bit reports whether the thread runs 64-bit code. Any thread can change
+// between the two with a jump.
+func (t *Thread) Runs64Bit() bool {
+	const userCS = 0x33 // __USER_CS (arch/x86/include/asm/segment.h)
+	return t.regs.Cs == userCS
+}
 
 // Registers are the general-purpose registers of a thread, as
 // PTRACE_GETREGSET(NT_PRSTATUS) returns them (struct user_regs_struct,

@@ -53,8 +53,16 @@ func (w *worker) preflight(ctx context.Context, r migrate.Record) error {
 		PhasesMS: map[string]float64{migrate.PhasePreflight: migrate.Milliseconds(time.Since(began))},
 		Reserved: f.reserved, At: now(),
 	}
-	w.logger.Info("preflight", "blockers", len(f.blockers), "warnings", len(f.warnings), logline.KeyEpoch, w.epoch)
+	w.logger.Info("preflight", "blockers", codesOf(f.blockers), "warnings", codesOf(f.warnings), logline.KeyEpoch, w.epoch)
 	return w.write(ctx, event)
+}
+
+func codesOf(all []migrate.Finding) []migrate.Code {
+	list := make([]migrate.Code, len(all))
+	for i := range all {
+		list[i] = all[i].Code
+	}
+	return list
 }
 
 func (f found) command(pid int) string {

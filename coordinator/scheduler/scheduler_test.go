@@ -101,6 +101,11 @@ func TestRefused(t *testing.T) {
 			[]migrate.Code{migrate.CodeMemory},
 		},
 		{
+			"destination that cannot make a shell", func(x *fixture) { x.b.ReserveFails = true },
+			scheduler.Move{PID: 7, From: "host-a", To: "host-b"},
+			[]migrate.Code{migrate.CodeReserve},
+		},
+		{
 			"same host, and the process has gone", func(*fixture) {},
 			scheduler.Move{PID: 8, From: "host-a", To: "host-a"},
 			[]migrate.Code{migrate.CodeSameHost, migrate.CodeNoSuchProcess},

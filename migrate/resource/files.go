@@ -251,7 +251,7 @@ func (d *ProcessDump) dumpOwner(o *openFile, f *image.File) error {
 		return nil
 	}
 	if owner.ID != 0 && owner.ID != d.Proc.PID && !d.hasThread(owner.ID) {
-		d.Block(migrate.CodeOutsideEnd, "", "descriptor %d of process %d sends signals to %d", o.fd, d.Proc.PID, owner.ID)
+		d.Block(migrate.CodeOutsideEnd, "give its signals to the process itself (F_SETOWN)", "descriptor %d of process %d sends signals to %d", o.fd, d.Proc.PID, owner.ID)
 	}
 	f.Owner = &image.Owner{Type: owner.Type, ID: owner.ID, Signal: signal}
 	return nil

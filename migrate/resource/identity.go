@@ -70,7 +70,7 @@ func (d *ProcessDump) checkNamespaces(who, dir string, names ...string) error {
 	}
 	children, err := d.Proc.Link(dir + "time_for_children")
 	if err == nil && current != children {
-		d.Block(migrate.CodeNamespace, "", "%s has prepared another time namespace for its children", who)
+		d.Block(migrate.CodeNamespace, "start it without", "%s has prepared another time namespace for its children", who)
 	}
 	return err
 }
@@ -85,7 +85,7 @@ func (d *ProcessDump) checkTables(tid int) error {
 			return fmt.Errorf("comparing thread %d with process %d: %w", tid, d.Proc.PID, err)
 		}
 		if order != 0 {
-			d.Block(migrate.CodeProcessState, "", "thread %d has %s of its own", tid, name)
+			d.Block(migrate.CodeProcessState, "restart it: its threads have to share that", "thread %d has %s of its own", tid, name)
 		}
 	}
 	return nil

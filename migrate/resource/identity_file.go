@@ -149,7 +149,7 @@ func checkIdentity(c *Check, f *image.File) {
 		return
 	}
 	if err != nil {
-		c.Block(migrate.CodeFileMissing, "", "%s: %v", f.Path, err)
+		c.Block(migrate.CodeFileMissing, "make it accessible to the agent there", "%s: %v", f.Path, err)
 		return
 	}
 	id := f.Identity

@@ -31,7 +31,7 @@ var inotifyFile = fileKind{
 				return err
 			}
 			if w.Path = watched.path(); w.Path == "" {
-				d.Block(migrate.CodeDescriptor, "", "inotify descriptor %d of process %d watches a file that has no path any more (%s)", o.fd, d.Proc.PID, line.Value)
+				d.Block(migrate.CodeDescriptor, "have the program remove the watch", "inotify descriptor %d of process %d watches a file that has no path any more (%s)", o.fd, d.Proc.PID, line.Value)
 				continue
 			}
 			f.Inotify.Watches = append(f.Inotify.Watches, w)

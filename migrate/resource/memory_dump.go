@@ -123,7 +123,7 @@ func (d *TreeDump) mapping(p procfs.Process, v *procfs.VMA, flags procfs.VMFlags
 		m.Name = strings.TrimSuffix(name, "]")
 	}
 	refuse := func(what string) (image.Mapping, error) {
-		d.Block(migrate.CodeMapping, "", "process %d maps %s at %#x", p.PID, what, v.Start)
+		d.Block(migrate.CodeMapping, "have the program unmap it, or start it without", "process %d maps %s at %#x", p.PID, what, v.Start)
 		m.Shared = false
 		return m, nil
 	}

@@ -117,5 +117,10 @@ func (s prctlSwitch) addSet(b *parasite.Batch, value uint64) {
 	if s.name == "dumpable" && value == suidDumpable {
 		value = 0 // prctl cannot give it; both keep users without privileges out
 	}
-	b.Call(unix.SYS_PRCTL, s.set, uintptr(value), 0, 0, 0)
+	var flags uint64
+	if s.name == "thp-disable" {
+		// It is told as one number with its flags (Linux 6.18).
+		value, flags = value&1, value&^1
+	}
+	b.Call(unix.SYS_PRCTL, s.set, uintptr(value), uintptr(flags), 0, 0)
 }

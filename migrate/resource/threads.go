@@ -41,15 +41,24 @@ var threadRegistrations = processKind{
 	},
 }
 
-// codeSegment64 is the code segment of 64-bit programs (__USER_CS).
-const codeSegment64 = 0x33
+// CheckCode reports threads of stopped processes that run 32-bit code. The error
+// says that there are some: no remote call can be made in them.
+func (d *TreeDump) CheckCode(stopped []*parasite.Process) error {
+	var err error
+	for _, p := range stopped {
+		for _, tid := range p.ThreadIDs() {
+			if !p.Thread(tid).Runs64Bit() {
+				d.Block(migrate.CodeCompat, "run a 64-bit build of it", "thread %d of process %d runs 32-bit code", tid, p.PID())
+				err = fmt.Errorf("thread %d: %w", tid, parasite.ErrCompat)
+			}
+		}
+	}
+	return err
+}
 
 func dumpThread(d *ProcessDump, t *image.Thread) error {
 	thread := d.Target.Thread(t.TID)
 	regs := thread.Registers()
-	if regs.Cs != codeSegment64 {
-		d.Block(migrate.CodeCompat, "", "thread %d runs 32-bit code", t.TID)
-	}
 	if call := thread.Interrupted(); call.InSystemCall() {
 		t.Call = &image.SystemCall{Nr: call.Nr, Args: call.Args, Restart: int(call.Restart), Remaining: d.left(t.TID)}
 		d.nameCall(t.TID, t.Call, &regs)
@@ -81,7 +90,7 @@ func dumpThread(d *ProcessDump, t *image.Thread) error {
 		d.Block(migrate.CodeProcessState, "start it without shadow stacks (GLIBC_TUNABLES)", "thread %d has a shadow stack", t.TID)
 	}
 	if has, err := thread.HasIOPermissions(); err != nil || has {
-		d.Block(migrate.CodeProcessState, "", "thread %d may use I/O ports", t.TID)
+		d.Block(migrate.CodeProcessState, "start it without access to the ports", "thread %d may use I/O ports", t.TID)
 	}
 	name, err := d.Proc.Read(fmt.Sprintf("task/%d/comm", t.TID))
 	if err != nil {

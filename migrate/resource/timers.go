@@ -68,7 +68,7 @@ func dumpPOSIXTimers(d *ProcessDump) error {
 	for _, p := range all {
 		t := image.Timer{ID: p.ID, Clock: p.Clock, Notify: p.Notify, Signal: p.Signal, SigVal: p.SigVal, Thread: p.Thread}
 		if t.Clock < 0 && clockOwner(t.Clock) != 0 && clockOwner(t.Clock) != d.Proc.PID && !d.hasThread(clockOwner(t.Clock)) {
-			d.Block(migrate.CodeOutsideEnd, "", "timer %d of process %d runs on the processor time of process %d", t.ID, d.Proc.PID, clockOwner(t.Clock))
+			d.Block(migrate.CodeOutsideEnd, "have the program delete it first", "timer %d of process %d runs on the processor time of process %d", t.ID, d.Proc.PID, clockOwner(t.Clock))
 		}
 		var abi itimerspecABI
 		out := parasite.Struct(b, &abi)

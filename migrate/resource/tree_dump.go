@@ -216,7 +216,7 @@ func (d *TreeDump) checkShared(pid int) error {
 			return fmt.Errorf("comparing process %d with its parent: %w", pid, err)
 		}
 		if order == 0 {
-			d.Block(migrate.CodeSharedKernel, "", "process %d shares %s with its parent %d", pid, name, stat.PPID)
+			d.Block(migrate.CodeSharedKernel, "start it without sharing (clone(2))", "process %d shares %s with its parent %d", pid, name, stat.PPID)
 		}
 	}
 	return nil

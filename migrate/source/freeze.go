@@ -131,6 +131,9 @@ func (m *Migration) patience(s *survey) time.Duration {
 // stands still whatever becomes of us.
 func (m *Migration) takeImage(ctx context.Context) error {
 	targets := m.targets()
+	if err := m.dump.CheckCode(targets); err != nil {
+		return errors.Join(m.blocked(), err)
+	}
 	if err := m.mapScratch(ctx); err != nil {
 		return err
 	}

@@ -51,7 +51,7 @@ func (h *Host) Inspect(ctx context.Context, c Config) (*Inspection, error) {
 	}
 	switch {
 	case errors.Is(err, procfs.ErrGone), errors.Is(err, parasite.ErrGone), errors.Is(err, ErrProcess), errors.Is(err, unix.ESRCH):
-		in.Blockers = append(in.Blockers, migrate.Findingf(migrate.CodeProcessVanished, "", "process %d: %v", c.PID, err))
+		in.Blockers = append(in.Blockers, migrate.Findingf(migrate.CodeProcessVanished, "try again", "process %d: %v", c.PID, err))
 	case errors.Is(err, resource.ErrTryAgain):
 		in.Blockers = append(in.Blockers, migrate.Findingf(migrate.CodeProcessState, "try again", "process %d: %v", c.PID, err))
 	case err != nil && len(in.Blockers) == 0:
@@ -79,7 +79,10 @@ func (m *Migration) inspect(ctx context.Context) (*image.Image, error) {
 	}
 	var inventory *image.Image
 	err := m.standing(ctx, func() error {
-		err := m.mapScratch(ctx)
+		err := m.dump.CheckCode(m.targets())
+		if err == nil {
+			err = m.mapScratch(ctx)
+		}
 		if err == nil {
 			inventory, err = m.dump.Dump(ctx, m.targets())
 		}
@@ -108,7 +111,7 @@ func (h *Host) refuse(pid int) []migrate.Finding {
 		return []migrate.Finding{migrate.Findingf(code, hint, format, args...)}
 	}
 	if pid <= 0 {
-		return one(migrate.CodeNoSuchProcess, "", "%d is no process id", pid)
+		return one(migrate.CodeNoSuchProcess, "migratectl ps lists those that there are", "%d is no process id", pid)
 	}
 	proc := procfs.Process{PID: pid}
 	stat, err := proc.Stat()
@@ -120,13 +123,13 @@ func (h *Host) refuse(pid int) []migrate.Finding {
 	case errors.Is(err, procfs.ErrGone), errors.Is(err, os.ErrNotExist):
 		return one(migrate.CodeNoSuchProcess, "migratectl ps lists those that there are", "there is no process %d", pid)
 	case err != nil:
-		return one(migrate.CodeProcessState, "", "process %d: %v", pid, err)
+		return one(migrate.CodeProcessState, "try again", "process %d: %v", pid, err)
 	case pid == 1:
-		return one(migrate.CodeInit, "", "process 1 is its host's first process")
+		return one(migrate.CodeInit, "name another process", "process 1 is its host's first process")
 	case stat.Flags&procfs.KernelThread != 0:
-		return one(migrate.CodeKernelThread, "", "process %d is the kernel thread %s", pid, stat.Command)
+		return one(migrate.CodeKernelThread, "name another process", "process %d is the kernel thread %s", pid, stat.Command)
 	case h.config.Own != nil && h.config.Own(pid):
-		return one(migrate.CodeOwnDaemon, "", "process %d is one of the daemons that move processes", pid)
+		return one(migrate.CodeOwnDaemon, "name another process", "process %d is one of the daemons that move processes", pid)
 	case status.TGID != pid:
 		return one(migrate.CodeNoSuchProcess, fmt.Sprintf("name the process, %d", status.TGID), "%d is a thread of process %d", pid, status.TGID)
 	case stat.State == 'Z' || stat.State == 'X':
@@ -140,9 +143,9 @@ func (h *Host) refuse(pid int) []migrate.Finding {
 // zombie says what is the matter with a process whose first thread has exited.
 func zombie(p procfs.Process, one func(migrate.Code, string, string, ...any) []migrate.Finding) []migrate.Finding {
 	if threads, err := p.Threads(); err == nil && len(threads) > 1 {
-		return one(migrate.CodeProcessState, "", "the first thread of process %d has exited while others run on", p.PID)
+		return one(migrate.CodeProcessState, "restart it", "the first thread of process %d has exited while others run on", p.PID)
 	}
-	return one(migrate.CodeZombie, "", "process %d has exited, and its parent has not asked for its status yet", p.PID)
+	return one(migrate.CodeZombie, "there is nothing left to move", "process %d has exited, and its parent has not asked for its status yet", p.PID)
 }
 
 // Describe says what a process is, as ps shows it.

@@ -198,6 +198,33 @@ func TestInspect(t *testing.T) {
 	v.finish()
 }
 
+// kernelThread is a thread of the kernel's.
+func kernelThread(t *testing.T) int {
+	t.Helper()
+	for pid := 2; pid < 1000; pid++ {
+		if stat, err := (procfs.Process{PID: pid}).Stat(); err == nil && stat.Flags&procfs.KernelThread != 0 {
+			return pid
+		}
+	}
+	t.Skip("no kernel thread can be seen from here")
+	return 0
+}
+
+// A process that ends while it is looked at is one that has vanished.
+func TestInspectVanished(t *testing.T) {
+	h := newHost(t)
+	v := startVictim(t, "idle")
+	c := inspection(v.pid)
+	c.Save = func(Plan) error { return unix.Kill(v.pid, unix.SIGKILL) }
+	in, err := h.Inspect(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(in.Blockers) != 1 || in.Blockers[0].Code != migrate.CodeProcessVanished {
+		t.Errorf("%v instead of %s", in.Blockers, migrate.CodeProcessVanished)
+	}
+}
+
 func TestInspectRefuses(t *testing.T) {
 	h := newHost(t)
 	v := startVictim(t, "idle")
@@ -215,6 +242,7 @@ func TestInspectRefuses(t *testing.T) {
 		{threads[len(threads)-1], migrate.CodeNoSuchProcess},
 		{1, migrate.CodeInit},
 		{os.Getpid(), migrate.CodeOwnDaemon},
+		{kernelThread(t), migrate.CodeKernelThread},
 	} {
 		in, err := h.Inspect(t.Context(), inspection(test.pid))
 		if err != nil {

@@ -114,7 +114,33 @@ func (s *Shell) kill(ctx context.Context) error {
 			return fmt.Errorf("killing process %d of the shell: %w", pid, err)
 		}
 	}
-	return s.group.Remove(ctx)
+	if err := s.group.Remove(ctx); err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		awaitForgotten(ctx, pid)
+	}
+	return nil
+}
+
+// forgetTimeout is how long the host's first process may take to ask for the
+// status of its children.
+const forgetTimeout = time.Second
+
+// awaitForgotten waits until the id of a process that has ended is free again: the
+// next shell may want it.
+func awaitForgotten(ctx context.Context, pid int) {
+	ctx, cancel := context.WithTimeout(ctx, forgetTimeout)
+	defer cancel()
+	ticker := time.NewTicker(time.Millisecond)
+	defer ticker.Stop()
+	for unix.Kill(pid, 0) == nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
 }
 
 func ignoreClosed(err error) error {

@@ -373,7 +373,7 @@ libc.sigaltstack(stack_t(), None)
 if variant == "root":
     libc.prctl(28, 0x3)          # secure bits: no root, locked
     libc.prctl(1, signal.SIGUSR1) # at the parent's death
-    libc.prctl(41, 1, 0, 0, 0)   # no huge pages
+    if libc.prctl(41, 1, 2, 0, 0): libc.prctl(41, 1, 0, 0, 0) # no huge pages, but where advised (Linux 6.18)
     libc.prctl(4, 0)             # not dumpable
 if variant == "user":
     libc.prctl(38, 1, 0, 0, 0)   # no new privileges

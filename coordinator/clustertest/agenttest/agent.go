@@ -24,6 +24,7 @@ type Agent struct {
 	// To be set before orders come.
 	InspectBlockers []migrate.Code
 	ReserveBlockers []migrate.Code
+	ReserveFails    bool
 	NeverRuns       bool   // resuming fails at the last step
 	KilledFrozen    bool   // the frozen copy is killed by somebody
 	Lost            string // what a process that was frozen runs on without

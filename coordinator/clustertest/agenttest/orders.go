@@ -64,6 +64,9 @@ func (a *Agent) Reserve(_ context.Context, req *migratev1.ReserveRequest) (*migr
 	if err := a.step(Reserve); err != nil {
 		return nil, err
 	}
+	if a.ReserveFails {
+		return nil, status.Error(codes.Internal, "no shell today")
+	}
 	if len(a.ReserveBlockers) > 0 || req.GetCheckOnly() {
 		return &migratev1.ReserveResponse{Blockers: blockers(a.ReserveBlockers)}, nil
 	}

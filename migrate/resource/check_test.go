@@ -1,0 +1,152 @@
+package resource
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/parasite"
+)
+
+// TestCheckHost compares machines that differ in one thing.
+func TestCheckHost(t *testing.T) {
+	describe := func() image.Host {
+		return image.Host{
+			Kernel: "6.1", CPU: image.CPU{Flags: []string{"avx2", "fpu", "hypervisor"}, XStateMask: 7},
+			VDSO: image.VDSO{Parts: []image.VDSOPart{{Name: "[vdso]", Bytes: 8192}}, Digest: []byte{1}},
+		}
+	}
+	for _, tt := range []struct {
+		name   string
+		change func(here *image.Host)
+		code   migrate.Code
+		text   string
+	}{
+		{"equal", func(*image.Host) {}, "", ""},
+		{"more features", func(h *image.Host) { h.CPU.Flags, h.CPU.XStateMask = append(h.CPU.Flags, "sse"), 0xff }, "", ""},
+		{"a feature that no program uses", func(h *image.Host) { h.CPU.Flags = h.CPU.Flags[:2] }, "", ""},
+		{"feature", func(h *image.Host) { h.CPU.Flags = h.CPU.Flags[1:] }, migrate.CodeCPU, "avx2"},
+		{"vector state", func(h *image.Host) { h.CPU.XStateMask = 3 }, migrate.CodeCPU, "0x4"},
+		{"vDSO code", func(h *image.Host) { h.VDSO.Digest = []byte{2} }, migrate.CodeVDSO, "6.1"},
+		{"vDSO parts", func(h *image.Host) { h.VDSO.Parts = nil }, migrate.CodeVDSO, "6.1"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := &Check{Findings: &Findings{}, Source: describe(), Host: describe()}
+			tt.change(&c.Host)
+			checkHost(c)
+			onlyBlocker(t, c.Blockers, tt.code, tt.text)
+		})
+	}
+}
+
+// TestCheckPrivilege asks for more than an agent may give that lacks
+// CAP_SYS_RESOURCE: refused, and with --allow-degraded a warning.
+func TestCheckPrivilege(t *testing.T) {
+	own, err := ownOOMScore()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &image.Process{PID: 7, OOMScoreAdj: own - 1}
+	c := &Check{Findings: &Findings{}}
+	scheduling.check(c, p)
+	if ownCapabilities()&(1<<unix.CAP_SYS_RESOURCE) != 0 {
+		onlyBlocker(t, c.Blockers, "", "")
+		return
+	}
+	onlyBlocker(t, c.Blockers, migrate.CodePrivilege, "oom_score_adj")
+	c = &Check{Findings: &Findings{}, AllowDegraded: true}
+	scheduling.check(c, p)
+	onlyBlocker(t, c.Blockers, "", "")
+	if len(c.Warnings) != 1 || c.Warnings[0].Code != migrate.CodePrivilege {
+		t.Errorf("accepted, it warns of %v", c.Warnings)
+	}
+}
+
+// TestCheckFiles has files that are not here as they are at the source.
+func TestCheckFiles(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "file")
+	if err := os.WriteFile(path, []byte("here"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		path string
+		id   image.Identity
+		code migrate.Code
+	}{
+		{"missing", path + "2", image.Identity{Mode: unix.S_IFREG}, migrate.CodeFileMissing},
+		{"another kind", dir, image.Identity{Mode: unix.S_IFREG}, migrate.CodeFileDiffers},
+		{"another size", path, image.Identity{Mode: unix.S_IFREG, Bytes: 5, Digest: []byte{1}}, migrate.CodeFileDiffers},
+		{"other content", path, image.Identity{Mode: unix.S_IFREG, Bytes: 4, Digest: []byte{1}}, migrate.CodeFileDiffers},
+		{"written", path, image.Identity{Mode: unix.S_IFREG, Bytes: 4, Written: true}, migrate.CodeFileNotShared},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := &Check{
+				Findings: &Findings{}, Source: image.Host{BootID: "there"}, Host: image.Host{BootID: "here"},
+				Image: &image.Image{}, Digests: NewDigests(),
+			}
+			checkIdentity(c, &image.File{Path: tt.path, Identity: &tt.id})
+			onlyBlocker(t, c.Blockers, tt.code, tt.path)
+		})
+	}
+}
+
+func onlyBlocker(t *testing.T, all []migrate.Finding, code migrate.Code, text string) {
+	t.Helper()
+	switch {
+	case code == "" && len(all) == 0:
+	case len(all) != 1 || all[0].Code != code || !strings.Contains(all[0].Detail, text) || all[0].Hint == "":
+		t.Errorf("blockers %v instead of %q with %q and a hint", all, code, text)
+	}
+}
+
+// TestCheckCode has a thread that would run 32-bit code if it went on. It does
+// not, for not every kernel lets it.
+func TestCheckCode(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	tracer := parasite.NewTracer()
+	t.Cleanup(func() { _ = tracer.Close() })
+	p, err := tracer.Seize(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	thread := p.Thread(p.PID())
+	d := &TreeDump{Findings: &Findings{}}
+	if err := d.CheckCode([]*parasite.Process{p}); err != nil {
+		t.Errorf("64-bit code: %v", err)
+	}
+	regs := thread.Registers()
+	regs.Cs = 0x23 // __USER32_CS
+	if err := thread.SetRegisters(regs); err != nil {
+		t.Fatal(err)
+	}
+	err = d.CheckCode([]*parasite.Process{p})
+	_, callErr := thread.Syscall(t.Context(), unix.SYS_GETPID)
+	if !errors.Is(err, parasite.ErrCompat) || !errors.Is(callErr, parasite.ErrCompat) {
+		t.Errorf("32-bit code: %v, and a call in it: %v", err, callErr)
+	}
+	onlyBlocker(t, d.Blockers, migrate.CodeCompat, fmt.Sprint(p.PID()))
+	// It must not go on.
+	if err := errors.Join(cmd.Process.Kill(), p.Detach()); err != nil {
+		t.Fatal(err)
+	}
+}
