@@ -3,6 +3,7 @@ package resource
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,19 +55,76 @@ func TestCheckPrivilege(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &image.Process{PID: 7, OOMScoreAdj: own - 1}
-	c := &Check{Findings: &Findings{}}
-	scheduling.check(c, p)
-	if ownCapabilities()&(1<<unix.CAP_SYS_RESOURCE) != 0 {
-		onlyBlocker(t, c.Blockers, "", "")
-		return
+	limit := func(number int, hard uint64) (all []image.Limit) {
+		for i := range number + 1 {
+			all = append(all, image.Limit{Hard: min(hard, ownHardLimit(i))})
+		}
+		all[number].Hard = hard
+		return all
 	}
-	onlyBlocker(t, c.Blockers, migrate.CodePrivilege, "oom_score_adj")
-	c = &Check{Findings: &Findings{}, AllowDegraded: true}
-	scheduling.check(c, p)
-	onlyBlocker(t, c.Blockers, "", "")
-	if len(c.Warnings) != 1 || c.Warnings[0].Code != migrate.CodePrivilege {
-		t.Errorf("accepted, it warns of %v", c.Warnings)
+	const larger = 1 << 40 // than any pipe-max-size
+	for name, tt := range map[string]struct {
+		image image.Image
+		text  string
+	}{
+		"score": {image.Image{Processes: []image.Process{{PID: 7, OOMScoreAdj: own - 1}}}, "oom_score_adj"},
+		"limit": {image.Image{Processes: []image.Process{{PID: 7, OOMScoreAdj: own, Limits: limit(unix.RLIMIT_NOFILE, math.MaxUint64)}}}, "hard limit"},
+		"pipe":  {image.Image{Files: []image.File{{Kind: image.FilePipe}}, Pipes: []image.Pipe{{Bytes: larger}}}, "pipe"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			look := func(accept bool) *Findings {
+				c := &Check{Findings: &Findings{}, AllowDegraded: accept, Image: &tt.image}
+				for i := range tt.image.Processes {
+					scheduling.check(c, &tt.image.Processes[i])
+					limits.check(c, &tt.image.Processes[i])
+				}
+				for i := range tt.image.Files {
+					pipeEnd.check(c, &tt.image.Files[i])
+				}
+				return c.Findings
+			}
+			if ownCapabilities()&(1<<unix.CAP_SYS_RESOURCE) != 0 {
+				onlyBlocker(t, look(false).Blockers, "", "")
+				return
+			}
+			onlyBlocker(t, look(false).Blockers, migrate.CodePrivilege, tt.text)
+			accepted := look(true)
+			onlyBlocker(t, accepted.Blockers, "", "")
+			onlyBlocker(t, accepted.Warnings, migrate.CodePrivilege, tt.text)
+		})
+	}
+}
+
+// A pipe that is larger than this process may make it is copied and made as
+// large as it may.
+func TestLargePipe(t *testing.T) {
+	most := mostPipe()
+	if most == math.MaxInt {
+		t.Skip("this process may make a pipe of any size")
+	}
+	var ends [2]int
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(ends[0])
+	defer unix.Close(ends[1])
+	if _, err := unix.Write(ends[1], []byte("content")); err != nil {
+		t.Fatal(err)
+	}
+	content, err := pipeContent(ends[0], 2*most)
+	if err != nil || len(content) != 1 || string(content[0]) != "content" {
+		t.Fatalf("it holds %q, %v", content, err)
+	}
+	r := NewTreeRestore(&image.Image{Pipes: []image.Pipe{{Bytes: 2 * most, Content: content}}}, nil)
+	defer r.Close()
+	made, err := r.pipe(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100)
+	n, err := unix.Read(made[0], buf)
+	if size, sizeErr := unix.FcntlInt(uintptr(made[0]), unix.F_GETPIPE_SZ, 0); err != nil || sizeErr != nil || string(buf[:n]) != "content" || size != most {
+		t.Errorf("a pipe of %d bytes with %q, %v, %v", size, buf[:n], err, sizeErr)
 	}
 }
 

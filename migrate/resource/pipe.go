@@ -3,10 +3,15 @@ package resource
 import (
 	"errors"
 	"fmt"
+	"math"
+	"os"
 	"slices"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/image"
 )
 
@@ -35,6 +40,12 @@ var pipeEnd = fileKind{
 		}
 		p.Content, err = pipeContent(fd, p.Bytes)
 		return err
+	},
+	check: func(c *Check, f *image.File) {
+		if p := &c.Image.Pipes[f.Pipe]; p.Bytes > mostPipe() {
+			c.Degrade(c.AllowDegraded, migrate.CodePrivilege, "raise fs.pipe-max-size there, or give the agent CAP_SYS_RESOURCE",
+				"a pipe of %d bytes, the agent there may make them of %d", p.Bytes, mostPipe())
+		}
 	},
 	open: func(r *TreeRestore, f *image.File) (int, error) {
 		ends, err := r.pipe(f.Pipe)
@@ -70,6 +81,22 @@ type pipeUse struct {
 	end  int
 }
 
+// mostPipe is the largest pipe that this process may make (pipe(7)).
+func mostPipe() int {
+	if ownCapabilities()&(1<<unix.CAP_SYS_RESOURCE) != 0 {
+		return math.MaxInt
+	}
+	text, err := os.ReadFile("/proc/sys/fs/pipe-max-size")
+	if err != nil {
+		return math.MaxInt
+	}
+	most, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return math.MaxInt
+	}
+	return most
+}
+
 // pipeContent reads what is in a pipe and leaves it there: tee(2) makes
 // references in another pipe, which is then read.
 func pipeContent(fd, capacity int) ([][]byte, error) {
@@ -79,6 +106,13 @@ func pipeContent(fd, capacity int) ([][]byte, error) {
 	}
 	defer unix.Close(copied[0])
 	defer unix.Close(copied[1])
+	if most := mostPipe(); capacity > most {
+		held, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+		if err != nil || held > most {
+			return nil, errors.Join(err, fmt.Errorf("%d bytes in a pipe, this agent may copy %d: give it CAP_SYS_RESOURCE, or raise fs.pipe-max-size", held, most))
+		}
+		capacity = most
+	}
 	if _, err := unix.FcntlInt(uintptr(copied[1]), unix.F_SETPIPE_SZ, capacity); err != nil {
 		return nil, fmt.Errorf("making a pipe of %d bytes: %w", capacity, err)
 	}
@@ -124,7 +158,8 @@ func (r *TreeRestore) pipe(index image.Index) ([2]int, error) {
 		return ends, err
 	}
 	r.pipes[index] = ends
-	if _, err := unix.FcntlInt(uintptr(ends[1]), unix.F_SETPIPE_SZ, p.Bytes); err != nil {
+	// Less than it had has been accepted at preflight.
+	if _, err := unix.FcntlInt(uintptr(ends[1]), unix.F_SETPIPE_SZ, min(p.Bytes, mostPipe())); err != nil {
 		return ends, fmt.Errorf("making a pipe of %d bytes: %w", p.Bytes, err)
 	}
 	for _, piece := range p.Content {
