@@ -48,7 +48,7 @@ func sample() *Image {
 			Actions:        []SignalAction{{Signal: 1, Handler: 0x400100, Flags: 0x04000000, Restorer: 0x400200, Mask: 1 << 63}},
 			Pending:        [][]byte{bytes.Repeat([]byte{1}, sigInfoSize)},
 			IntervalTimers: []IntervalTimer{{Which: 2, Value: 1, Interval: 2}},
-			Timers:         []Timer{{ID: 3, Clock: -6, Value: 9, Overrun: 1}},
+			Timers:         []Timer{{ID: 3, Clock: -6, Value: 9}},
 			Limits:         []Limit{{1024, ^uint64(0)}},
 			Switches:       []Switch{{"dumpable", 1}},
 			Threads: []Thread{

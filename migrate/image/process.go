@@ -70,7 +70,6 @@ type Timer struct {
 	Thread   int    `cbor:"thread"` // with SIGEV_THREAD_ID
 	Value    int64  `cbor:"value"`  // until it expires; 0: disarmed
 	Interval int64  `cbor:"interval"`
-	Overrun  int    `cbor:"overrun"`
 }
 
 // A Thread is one thread of a process.
@@ -168,6 +167,4 @@ type Scheduling struct {
 	Runtime  uint64 `cbor:"runtime"`
 	Deadline uint64 `cbor:"deadline"`
 	Period   uint64 `cbor:"period"`
-	UtilMin  uint32 `cbor:"util_min"`
-	UtilMax  uint32 `cbor:"util_max"`
 }

@@ -57,3 +57,17 @@ func socketOption(fd, level, name int) ([]byte, error) {
 	}
 	return buf[:size:size], nil
 }
+
+// hasFilter reports whether a socket has a filter, of classic BPF or, which cannot
+// be read, of another kind (sk_get_filter, net/core/filter.c).
+func hasFilter(fd int) (bool, error) {
+	var instructions uint32 // 0 in: only their number is asked for
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, 0, uintptr(unsafe.Pointer(&instructions)), 0)
+	switch errno {
+	case 0:
+		return instructions > 0, nil
+	case unix.EACCES:
+		return true, nil
+	}
+	return false, errno
+}

@@ -87,7 +87,6 @@ func dumpScheduling(d *ProcessDump, t *image.Thread) error {
 	t.Scheduling = image.Scheduling{
 		Policy: attr.Policy, Flags: attr.Flags, Nice: attr.Nice, Priority: attr.Priority,
 		Runtime: attr.Runtime, Deadline: attr.Deadline, Period: attr.Period,
-		UtilMin: attr.Util_min, UtilMax: attr.Util_max,
 	}
 	if attr.Policy == unix.SCHED_DEADLINE {
 		d.Block(migrate.CodeProcessState, "give it another policy with chrt", "thread %d is scheduled by SCHED_DEADLINE", t.TID)

@@ -31,7 +31,7 @@ var socketEnd = fileKind{
 // socketOptions are those of a unix socket that hold a value.
 var socketOptions = []int{
 	unix.SO_SNDBUF, unix.SO_RCVBUF, unix.SO_RCVLOWAT, unix.SO_PASSCRED, unix.SO_RCVTIMEO_NEW, unix.SO_SNDTIMEO_NEW,
-	unix.SO_PEEK_OFF,
+	unix.SO_PEEK_OFF, unix.SO_PASSSEC, unix.SO_PRIORITY, unix.SO_MARK,
 }
 
 // dumpSocket reads an end. Other sockets are blockers, each with its name.
@@ -79,6 +79,13 @@ func dumpSocket(d *ProcessDump, o *openFile, f *image.File) error {
 	s := image.Socket{Type: typ, Peer: image.None, Shutdown: state.shutdown}
 	if creds, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
 		s.PeerPID, s.PeerUID, s.PeerGID = int(creds.Pid), creds.Uid, creds.Gid
+	}
+	filtered, err := hasFilter(fd)
+	if err != nil {
+		return fmt.Errorf("asking for its filter: %w", err)
+	}
+	if filtered {
+		d.Block(migrate.CodeDescriptor, "have the program detach it (SO_DETACH_FILTER)", "descriptor %d of process %d is a unix socket with a filter (%s)", o.fd, d.Proc.PID, o.link)
 	}
 	for _, option := range socketOptions {
 		value, err := socketOption(fd, unix.SOL_SOCKET, option)
