@@ -55,11 +55,20 @@ func forceBuffers(fd int, send, receive uint32) error {
 // settleBuffers gives buffers that a program has chosen their size, and leaves
 // the others to the kernel.
 func settleBuffers(fd int, b Buffers) error {
-	send, receive := b.Send, b.Receive
-	if err := forceBuffers(fd, send, receive); err != nil {
+	have, err := readBuffers(fd)
+	if err != nil {
 		return err
 	}
-	if err := setInt(fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, b.Locks&(sendLocked|receiveLocked)); err != nil {
+	if have.Send != b.Send || have.Receive != b.Receive {
+		if err := forceBuffers(fd, b.Send, b.Receive); err != nil {
+			return err
+		}
+		have.Locks = sendLocked | receiveLocked
+	}
+	if have.Locks == b.Locks {
+		return nil
+	}
+	if err := setInt(fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, b.Locks); err != nil {
 		return fmt.Errorf("setting SO_BUF_LOCK: %w", err)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package tcprepair
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -24,6 +25,11 @@ func Dump(fd int) (_ *Socket, err error) {
 		return nil, err
 	}
 	s.IPv6 = domain == unix.AF_INET6
+	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err != nil {
+		return nil, err
+	}
+	s.MPTCP = protocol == unix.IPPROTO_MPTCP
 	info, err := readInfo(fd)
 	if err != nil {
 		return nil, err
@@ -32,8 +38,14 @@ func Dump(fd int) (_ *Socket, err error) {
 	if _, ok := stateNames[s.State]; !ok {
 		return nil, fmt.Errorf("a socket in %v %w", s.State, ErrUnsupported)
 	}
+	if s.MPTCP && s.State != Listen {
+		return nil, fmt.Errorf("a socket in %v that can use several paths (MPTCP) %w", s.State, ErrUnsupported)
+	}
 	if err := s.readAddresses(fd); err != nil {
 		return nil, err
+	}
+	if layer, err := getsockopt(fd, unix.SOL_TCP, unix.TCP_ULP, longestOption); !s.MPTCP && err == nil && len(layer) > 0 {
+		return nil, fmt.Errorf("a socket with the protocol %s on top %w", bytes.TrimRight(layer, "\x00"), ErrUnsupported)
 	}
 	// Repair mode changes some of them.
 	if s.Options, err = options(fd, s.IPv6); err != nil {
@@ -41,6 +53,9 @@ func Dump(fd int) (_ *Socket, err error) {
 	}
 	if s.Buffers, err = readBuffers(fd); err != nil {
 		return nil, err
+	}
+	if s.Filter, err = filter(fd); err != nil && !unknown(err) {
+		return nil, fmt.Errorf("reading the filter: %w", err)
 	}
 	if s.State == Listen {
 		s.Backlog = int(info.sacked)
@@ -59,8 +74,8 @@ func Dump(fd int) (_ *Socket, err error) {
 		return nil, err
 	}
 	s.State = info.state
-	if !s.State.Connected() {
-		return s, nil
+	if s.State == Closed {
+		return s, s.readClosed(fd)
 	}
 	s.Negotiated = info.negotiated
 	if err := s.readConnection(fd); err != nil {
@@ -122,6 +137,28 @@ func (s *Socket) readAddresses(fd int) error {
 	return err
 }
 
+// readClosed reads what a connection has left.
+func (s *Socket) readClosed(fd int) error {
+	s.Remote = netip.AddrPort{}
+	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	if _, err := unix.Poll(poll, 0); err != nil {
+		return err
+	}
+	s.Ended = poll[0].Revents&unix.POLLRDHUP != 0
+	s.Failed = poll[0].Revents&unix.POLLERR != 0
+	if !s.Ended {
+		return nil
+	}
+	n, err := unix.IoctlGetInt(fd, unix.SIOCINQ)
+	if err == nil {
+		_, err = peek(fd, receiveQueue, n, &s.Receive)
+	}
+	if err != nil {
+		return fmt.Errorf("reading the receive queue: %w", err)
+	}
+	return unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, noQueue)
+}
+
 // readConnection reads what a connection consists of. The socket is in repair mode.
 func (s *Socket) readConnection(fd int) error {
 	var err error
@@ -156,6 +193,10 @@ const (
 )
 
 func (s *Socket) readReceiveQueue(fd int) error {
+	// Without repair mode's say, as it is no byte of a queue.
+	if _, _, err := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK|unix.MSG_OOB|unix.MSG_DONTWAIT); err == nil {
+		return fmt.Errorf("a connection with urgent data that was not read yet %w", ErrUnsupported)
+	}
 	n, err := unix.IoctlGetInt(fd, unix.SIOCINQ)
 	if err != nil {
 		return err

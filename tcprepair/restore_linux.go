@@ -18,42 +18,56 @@ func Restore(s *Socket) (fd int, err error) {
 	if err := s.Validate(); err != nil {
 		return -1, err
 	}
+	if fd, err = s.socket(); err != nil {
+		return -1, err
+	}
+	if err := s.build(fd); err != nil {
+		return -1, errors.Join(fmt.Errorf("restoring %v of %v and %v: %w", s.State, s.Local, s.Remote, err), unix.Close(fd))
+	}
+	return fd, nil
+}
+
+func (s *Socket) socket() (int, error) {
 	domain := unix.AF_INET
 	if s.IPv6 {
 		domain = unix.AF_INET6
 	}
-	fd, err = unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)
-	if err != nil {
-		return -1, err
+	protocol := unix.IPPROTO_TCP
+	if s.MPTCP {
+		protocol = unix.IPPROTO_MPTCP
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("restoring %v %v %v: %w", s.State, s.Local, s.Remote, err), unix.Close(fd))
-			fd = -1
-		}
-	}()
-	if err := s.bind(fd); err != nil {
-		return -1, err
-	}
-	switch {
-	case s.State == Closed:
-		return fd, s.settle(fd)
-	case s.State == Listen:
-		if err := s.settle(fd); err != nil {
-			return -1, err
-		}
-		return fd, unix.Listen(fd, s.Backlog)
-	}
-	return fd, s.connect(fd)
+	return unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 }
 
-// bind gives the socket its local address. In repair mode no other socket is in
-// the way of that.
+func (s *Socket) build(fd int) error {
+	if err := s.bind(fd); err != nil {
+		return err
+	}
+	switch {
+	case s.State == Listen:
+		if err := s.settle(fd); err != nil {
+			return err
+		}
+		return unix.Listen(fd, s.Backlog)
+	case s.Ended:
+		return s.end(fd)
+	case s.State == Closed:
+		return s.settle(fd)
+	}
+	return s.connect(fd)
+}
+
+// bind gives the socket its local address, where no other socket is in the way
+// of that: in repair mode, which MPTCP does not have.
 func (s *Socket) bind(fd int) error {
 	if err := setOptions(fd, s.Options, beforeBind); err != nil {
 		return err
 	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_ON); err != nil {
+	if s.MPTCP {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+			return fmt.Errorf("setting SO_REUSEADDR: %w", err)
+		}
+	} else if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_ON); err != nil {
 		return fmt.Errorf("entering repair mode: %w", err)
 	}
 	if !s.Local.IsValid() {
@@ -79,13 +93,29 @@ func (s *Socket) settle(fd int) error {
 
 // leaveRepair ends repair mode and sets what it has kept from being set.
 func (s *Socket) leaveRepair(fd, how int) error {
-	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, how); err != nil {
-		return fmt.Errorf("leaving repair mode: %w", err)
+	if !s.MPTCP {
+		if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, how); err != nil {
+			return fmt.Errorf("leaving repair mode: %w", err)
+		}
 	}
 	if err := settleBuffers(fd, s.Buffers); err != nil {
 		return err
 	}
-	return setOptions(fd, s.Options, atLast)
+	return s.finish(fd)
+}
+
+// finish sets what acts at once.
+func (s *Socket) finish(fd int) error {
+	if err := setOptions(fd, s.Options, atLast); err != nil {
+		return err
+	}
+	if len(s.Filter) == 0 {
+		return nil
+	}
+	if err := attachFilter(fd, s.Filter); err != nil {
+		return fmt.Errorf("attaching the filter: %w", err)
+	}
+	return nil
 }
 
 // connect makes the connection as it was, without a packet.
@@ -106,8 +136,16 @@ func (s *Socket) connect(fd int) error {
 	if err != nil {
 		return err
 	}
+	// The size of segments is worked out by connect, and not again before the
+	// path's MTU changes (tcp_connect_init, tcp_current_mss).
+	if err := setInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG, min(s.Negotiated.MSS, maxUserMSS)); err != nil {
+		return fmt.Errorf("setting TCP_MAXSEG: %w", err)
+	}
 	if err := unix.Connect(fd, remote); err != nil {
 		return fmt.Errorf("connecting: %w", err)
+	}
+	if err := setInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG, 0); err != nil {
+		return fmt.Errorf("setting TCP_MAXSEG: %w", err)
 	}
 	if err := setBuffers(fd, s); err != nil {
 		return err
@@ -135,6 +173,9 @@ func (s *Socket) connect(fd int) error {
 	}
 	return s.reached(fd)
 }
+
+// maxUserMSS is the largest TCP_MAXSEG (MAX_TCP_WINDOW, include/net/tcp.h).
+const maxUserMSS = 32767
 
 // Options of TCP_REPAIR_OPTIONS are pairs of a TCP option's kind and a value.
 const (
@@ -249,5 +290,5 @@ func Activate(fd int, s *Socket) error {
 	if err := settleBuffers(fd, s.Buffers); err != nil {
 		return err
 	}
-	return setOptions(fd, s.Options, atLast)
+	return s.finish(fd)
 }

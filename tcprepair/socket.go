@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+
+	"golang.org/x/sys/unix"
 )
 
 // State is a state of RFC 9293, numbered as the kernel does
@@ -48,10 +50,14 @@ func (s State) shut() bool { return s == FinWait1 || s == FinWait2 || s == LastA
 type Socket struct {
 	State State
 	IPv6  bool           // of the address family AF_INET6; its addresses may be IPv4 ones all the same
+	MPTCP bool           // a listener that would take multipath connections, as Go programs make them
 	Local netip.AddrPort // not valid: not bound
 
-	// Of a listener.
-	Backlog int `json:",omitempty"`
+	Backlog int // of a listener
+
+	// Of a socket that is closed. One that never had a connection has neither.
+	Ended  bool // it had one: what is in Receive can be read, then comes the end
+	Failed bool // there is an error to be told first, which becomes ECONNRESET whatever it was
 
 	// Of a connection.
 	Remote     netip.AddrPort
@@ -65,7 +71,12 @@ type Socket struct {
 
 	Buffers Buffers
 	Options []Option
+	Filter  Filter // SO_ATTACH_FILTER
 }
+
+// A Filter is a program of classic BPF, each instruction eight bytes as struct
+// sock_filter has them. An empty one is none.
+type Filter []uint64
 
 // Buffers are the sizes of both, in bytes as getsockopt(2) tells them, and
 // SO_BUF_LOCK.
@@ -119,16 +130,22 @@ func (s *Socket) Validate() error {
 			return err
 		}
 	}
+	if len(s.Filter) > unix.BPF_MAXINSNS {
+		return fmt.Errorf("%w: a filter of %d instructions", ErrInvalid, len(s.Filter))
+	}
 	if s.Backlog < 0 || s.Backlog > 0 && s.State != Listen {
 		return fmt.Errorf("%w: backlog %d in %v", ErrInvalid, s.Backlog, s.State)
 	}
-	if !s.State.Connected() {
-		if len(s.Receive.Data) > 0 || len(s.Send.Data) > 0 || s.FINUnsent {
-			return fmt.Errorf("%w: data in %v", ErrInvalid, s.State)
-		}
+	switch ended := s.Ended || s.Failed; {
+	case s.MPTCP && s.State != Listen:
+		return fmt.Errorf("%w: MPTCP in %v", ErrInvalid, s.State)
+	case ended && (s.State != Closed || !s.Local.IsValid()):
+		return fmt.Errorf("%w: %v at %v after a connection", ErrInvalid, s.State, s.Local)
+	case len(s.Receive.Data) > 0 && !ended && !s.State.Connected(),
+		(len(s.Send.Data) > 0 || s.FINUnsent) && !s.State.Connected():
+		return fmt.Errorf("%w: data in %v", ErrInvalid, s.State)
+	case !s.State.Connected():
 		return nil
-	}
-	switch {
 	case len(s.Receive.Data) > maxQueue, len(s.Send.Data) > maxQueue:
 		return fmt.Errorf("%w: queues of %d and %d bytes", ErrInvalid, len(s.Receive.Data), len(s.Send.Data))
 	case s.Unsent < 0 || s.Unsent > len(s.Send.Data):

@@ -1,4 +1,4 @@
-package tcprepair_test
+package tcprepair
 
 import (
 	"encoding/json"
@@ -8,8 +8,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
-
-	"github.com/pagurus-project/pagurus/tcprepair"
 )
 
 // deaf makes an end lose every segment that comes to it, until the function
@@ -29,16 +27,16 @@ func (e end) deaf() (hear func()) {
 	}
 }
 
-func (e end) state() tcprepair.State {
+func (e end) state() State {
 	e.t.Helper()
 	info, err := unix.GetsockoptTCPInfo(e.fd, unix.SOL_TCP, unix.TCP_INFO)
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	return tcprepair.State(info.State)
+	return State(info.State)
 }
 
-func (e end) awaitState(want tcprepair.State) {
+func (e end) awaitState(want State) {
 	e.t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); e.state() != want; {
 		if time.Now().After(deadline) {
@@ -48,10 +46,14 @@ func (e end) awaitState(want tcprepair.State) {
 }
 
 // take dumps a socket and puts it together again from what it would be on
-// another host.
-func (e end) take() (*tcprepair.Socket, end) {
+// another host. If the peer may send meanwhile, it has to be deaf: it would be
+// told that there is no such connection.
+func (e end) take() (*Socket, end) {
 	e.t.Helper()
-	dumped, err := tcprepair.Dump(e.fd)
+	if e.state().Connected() {
+		e.deaf()
+	}
+	dumped, err := Dump(e.fd)
 	if err != nil {
 		e.t.Fatalf("dump: %v", err)
 	}
@@ -59,16 +61,17 @@ func (e end) take() (*tcprepair.Socket, end) {
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	var s tcprepair.Socket
+	var s Socket
 	if err := json.Unmarshal(sent, &s); err != nil {
 		e.t.Fatal(err)
 	}
-	if err := tcprepair.Discard(e.fd); err != nil {
+	s.Filter = nil // what made it deaf
+	if err := Discard(e.fd); err != nil {
 		e.t.Fatal(err)
 	}
-	fd, err := tcprepair.Restore(&s)
+	fd, err := Restore(&s)
 	if err != nil {
-		e.t.Fatalf("restore: %v\nof %s", err, sent)
+		e.t.Fatalf("restore: %v", err)
 	}
 	if err := unix.SetNonblock(fd, false); err != nil {
 		e.t.Fatal(err)
@@ -79,7 +82,7 @@ func (e end) take() (*tcprepair.Socket, end) {
 func (e end) move() end {
 	e.t.Helper()
 	s, moved := e.take()
-	if err := tcprepair.Activate(moved.fd, s); err != nil {
+	if err := Activate(moved.fd, s); err != nil {
 		e.t.Fatalf("activate: %v", err)
 	}
 	return moved
@@ -87,7 +90,7 @@ func (e end) move() end {
 
 // A stateCase brings a connection into a state: server is the end that moves.
 type stateCase struct {
-	state tcprepair.State
+	state State
 	enter func(server, client end) (then func())
 	// What either end may still send.
 	serverWrites, clientWrites bool
@@ -97,15 +100,15 @@ func nothing() {}
 
 var stateCases = []stateCase{
 	{
-		state: tcprepair.Established, serverWrites: true, clientWrites: true,
+		state: Established, serverWrites: true, clientWrites: true,
 		enter: func(_, _ end) func() { return nothing },
 	},
 	{
-		state: tcprepair.CloseWait, serverWrites: true,
+		state: CloseWait, serverWrites: true,
 		enter: func(_, client end) func() { client.shutdown(); return nothing },
 	},
 	{
-		state: tcprepair.FinWait1, clientWrites: true,
+		state: FinWait1, clientWrites: true,
 		enter: func(server, client end) func() {
 			hear := client.deaf()
 			server.shutdown()
@@ -113,11 +116,11 @@ var stateCases = []stateCase{
 		},
 	},
 	{
-		state: tcprepair.FinWait2, clientWrites: true,
+		state: FinWait2, clientWrites: true,
 		enter: func(server, _ end) func() { server.shutdown(); return nothing },
 	},
 	{
-		state: tcprepair.Closing,
+		state: Closing,
 		enter: func(server, client end) func() {
 			hear := client.deaf()
 			server.shutdown()
@@ -126,10 +129,10 @@ var stateCases = []stateCase{
 		},
 	},
 	{
-		state: tcprepair.LastAck,
+		state: LastAck,
 		enter: func(server, client end) func() {
 			client.shutdown()
-			server.awaitState(tcprepair.CloseWait)
+			server.awaitState(CloseWait)
 			hear := client.deaf()
 			server.shutdown()
 			return hear
@@ -149,7 +152,7 @@ func TestStates(t *testing.T) {
 	}
 }
 
-func testState(t *testing.T, f family, c stateCase, data bool) {
+func testState(t *testing.T, f netFamily, c stateCase, data bool) {
 	enterNetwork(t)
 	server, client := f.connect(t)
 	toServer, toClient := "", ""

@@ -1,34 +1,11 @@
-package tcprepair_test
+package tcprepair
 
 import (
 	"net/netip"
-	"os"
-	"runtime"
 	"testing"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
-
-// enterNetwork gives the test's goroutine an empty network of its own. The
-// thread ends with it.
-func enterNetwork(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatalf("making a network namespace: %v", err)
-	}
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // An end is one end of a connection, with system calls for its methods: Go's own
 // would move the sockets into its poller.
@@ -37,24 +14,24 @@ type end struct {
 	fd int
 }
 
-// family is what a connection is made of.
-type family struct {
+// netFamily is what a connection is made of.
+type netFamily struct {
 	name   string
 	server string // where the server listens
 	client string // where the client connects to
 }
 
-var families = []family{
+var families = []netFamily{
 	{"IPv4", "127.0.0.1", "127.0.0.1"},
 	{"IPv6", "::1", "::1"},
 	{"mapped", "::", "::ffff:127.0.0.1"},
 }
 
 // connect makes a connection and returns its ends, the server's first.
-func (f family) connect(t *testing.T) (server, client end) {
+func (f netFamily) connect(t *testing.T) (server, client end) {
 	t.Helper()
-	listener := f.listen(t)
-	client = f.socket(t)
+	listener := f.listen(t, unix.IPPROTO_TCP)
+	client = f.socket(t, unix.IPPROTO_TCP)
 	name, err := unix.Getsockname(listener.fd)
 	if err != nil {
 		t.Fatal(err)
@@ -72,25 +49,28 @@ func (f family) connect(t *testing.T) (server, client end) {
 	return server, client
 }
 
-func (f family) listen(t *testing.T) end {
+// testBacklog is the backlog of all listeners.
+const testBacklog = 77
+
+func (f netFamily) listen(t *testing.T, protocol int) end {
 	t.Helper()
-	l := f.socket(t)
+	l := f.socket(t, protocol)
 	if err := unix.Bind(l.fd, f.sockaddr(f.server, 0)); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Listen(l.fd, 77); err != nil {
+	if err := unix.Listen(l.fd, testBacklog); err != nil {
 		t.Fatal(err)
 	}
 	return l
 }
 
-func (f family) socket(t *testing.T) end {
+func (f netFamily) socket(t *testing.T, protocol int) end {
 	t.Helper()
 	domain := unix.AF_INET6
 	if f.name == "IPv4" {
 		domain = unix.AF_INET
 	}
-	fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +85,7 @@ func (f family) socket(t *testing.T) end {
 	return e
 }
 
-func (f family) sockaddr(host string, port int) unix.Sockaddr {
+func (f netFamily) sockaddr(host string, port int) unix.Sockaddr {
 	addr := netip.MustParseAddr(host)
 	if f.name == "IPv4" {
 		return &unix.SockaddrInet4{Addr: addr.As4(), Port: port}
