@@ -153,13 +153,3 @@ func (e end) readEnd() {
 		e.t.Fatalf("reading the end: %d, %v", n, err)
 	}
 }
-
-// outstanding is how many bytes the peer has not acknowledged.
-func (e end) outstanding() int {
-	e.t.Helper()
-	n, err := unix.IoctlGetInt(e.fd, unix.SIOCOUTQ)
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	return n
-}
