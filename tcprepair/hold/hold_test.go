@@ -249,12 +249,17 @@ func eachFamily(t *testing.T, f func(*testing.T, *pair)) {
 	}
 }
 
+// patience is less than any retransmission time-out. On a busy machine a hold can
+// last longer, and a peer sends again.
+const patience = 150 * time.Millisecond
+
 // What a peer sends while it is held arrives afterwards, in order, and the peer
 // sends nothing twice. A new connection is made without a second SYN.
 func TestDelivered(t *testing.T) {
 	eachFamily(t, func(t *testing.T, p *pair) {
 		p.peer.write("before")
 		p.opened.expect("before")
+		begun := time.Now()
 		h := p.hold()
 		sent := ""
 		for i := range 20 {
@@ -270,6 +275,7 @@ func TestDelivered(t *testing.T) {
 		if err := h.Deliver(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+		quick := time.Since(begun) < patience
 		p.opened.expect(sent)
 		fd, from, err := unix.Accept(p.server.fd)
 		if err != nil {
@@ -284,7 +290,7 @@ func TestDelivered(t *testing.T) {
 		end{t, fd}.write("welcome")
 		fresh.expect("welcome")
 		for _, e := range []end{p.peer, fresh} {
-			if n := e.retransmissions(); n > 0 {
+			if n := e.retransmissions(); n > 0 && quick {
 				t.Errorf("a peer has sent %d segments again", n)
 			}
 		}
