@@ -24,17 +24,15 @@ var priority = nftables.ChainPriorityRef(-500)
 
 // sets are the flows in the forms in which packets can be looked up.
 type sets struct {
-	family         byte // of packets
-	network        uint16
-	addresses      uint32 // where the source address begins in the IP header; the destination's follows
-	addressBytes   uint32
-	protocolOffset uint32
-	datatype       nftables.SetDatatype
+	network      uint16
+	addresses    uint32 // where the source address begins in the IP header; the destination's follows
+	addressBytes uint32
+	datatype     nftables.SetDatatype
 }
 
 var families = []sets{
-	{family: unix.NFPROTO_IPV4, network: unix.ETH_P_IP, addresses: 12, addressBytes: 4, datatype: nftables.TypeIPAddr},
-	{family: unix.NFPROTO_IPV6, network: unix.ETH_P_IPV6, addresses: 8, addressBytes: 16, datatype: nftables.TypeIP6Addr},
+	{network: unix.ETH_P_IP, addresses: 12, addressBytes: 4, datatype: nftables.TypeIPAddr},
+	{network: unix.ETH_P_IPV6, addresses: 8, addressBytes: 16, datatype: nftables.TypeIP6Addr},
 }
 
 // install puts the rules in at once. Held packets go to the device with this index.
@@ -68,14 +66,14 @@ func install(c *Config, device int) error {
 			if len(elements) == 0 {
 				continue
 			}
-			set := f.set(in, peers, incoming)
+			set := f.set(in, peers)
 			if err := conn.AddSet(set, elements); err != nil {
 				return err
 			}
 			for _, chain := range chains {
 				conn.AddRule(&nftables.Rule{Table: in, Chain: chain, Exprs: append(f.match(set, peers, incoming), keep...)})
 			}
-			set = f.set(out, peers, outgoing)
+			set = f.set(out, peers)
 			if err := conn.AddSet(set, f.elements(c.Flows, peers, outgoing)); err != nil {
 				return err
 			}
@@ -162,7 +160,7 @@ const (
 )
 
 // set is a set of the local ends of flows, with their peers or without.
-func (f *sets) set(t *nftables.Table, peers bool, d direction) *nftables.Set {
+func (f *sets) set(t *nftables.Table, peers bool) *nftables.Set {
 	name := fmt.Sprintf("ip%d", 8*f.addressBytes)
 	types := []nftables.SetDatatype{f.datatype, nftables.TypeInetService}
 	if peers {
