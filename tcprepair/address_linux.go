@@ -1,0 +1,40 @@
+package tcprepair
+
+import (
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// endpoint converts what the kernel tells. An address that was never set is
+// the invalid one.
+func endpoint(sa unix.Sockaddr) (netip.AddrPort, error) {
+	var a netip.AddrPort
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		a = netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		addr := netip.AddrFrom16(sa.Addr)
+		if sa.ZoneId != 0 {
+			addr = addr.WithZone(fmt.Sprint(sa.ZoneId))
+		}
+		a = netip.AddrPortFrom(addr, uint16(sa.Port))
+	default:
+		return a, fmt.Errorf("not a TCP address: %T", sa)
+	}
+	return a, nil
+}
+
+func sockaddr(a netip.AddrPort, ipv6 bool) (unix.Sockaddr, error) {
+	if !ipv6 {
+		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}, nil
+	}
+	sa := &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+	if zone := a.Addr().Zone(); zone != "" {
+		if _, err := fmt.Sscan(zone, &sa.ZoneId); err != nil {
+			return nil, fmt.Errorf("address %v: %w", a, err)
+		}
+	}
+	return sa, nil
+}

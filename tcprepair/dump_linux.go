@@ -1,0 +1,286 @@
+package tcprepair
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrUnsupported says that a socket cannot be taken apart, with the reason.
+var ErrUnsupported = errors.New("cannot be moved")
+
+// Dump reads a socket and leaves it in repair mode, out of which Resume or
+// Discard take it. Packets of the connection must be held before. A listener
+// stays as it is, connections that wait in it are not looked at.
+//
+// fd may be any descriptor of the socket. The caller needs CAP_NET_ADMIN in the
+// user namespace of the socket's network. On an error the socket is as it was.
+func Dump(fd int) (_ *Socket, err error) {
+	s := &Socket{}
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		return nil, err
+	}
+	s.IPv6 = domain == unix.AF_INET6
+	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err != nil {
+		return nil, err
+	}
+	s.MPTCP = protocol == unix.IPPROTO_MPTCP
+	info, err := readInfo(fd)
+	if err != nil {
+		return nil, err
+	}
+	s.State = info.state
+	if _, ok := stateNames[s.State]; !ok {
+		return nil, fmt.Errorf("a socket in %v %w", s.State, ErrUnsupported)
+	}
+	if s.MPTCP && s.State != Listen {
+		return nil, fmt.Errorf("a socket in %v that can use several paths (MPTCP) %w", s.State, ErrUnsupported)
+	}
+	if err := s.readAddresses(fd); err != nil {
+		return nil, err
+	}
+	if layer, err := getsockopt(fd, unix.SOL_TCP, unix.TCP_ULP, longestOption); !s.MPTCP && err == nil && len(layer) > 0 {
+		return nil, fmt.Errorf("a socket with the protocol %s on top %w", bytes.TrimRight(layer, "\x00"), ErrUnsupported)
+	}
+	// Repair mode changes some of them.
+	if s.Options, err = options(fd, s.IPv6); err != nil {
+		return nil, err
+	}
+	if s.Buffers, err = readBuffers(fd); err != nil {
+		return nil, err
+	}
+	if s.Filter, err = filter(fd); err != nil && !unknown(err) {
+		return nil, fmt.Errorf("reading the filter: %w", err)
+	}
+	if s.State == Listen {
+		s.Backlog = int(info.sacked)
+		return s, nil
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_ON); err != nil {
+		return nil, fmt.Errorf("entering repair mode: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, Resume(fd, s))
+		}
+	}()
+	// Once more: until now it could change.
+	if info, err = readInfo(fd); err != nil {
+		return nil, err
+	}
+	s.State = info.state
+	if s.State == Closed {
+		return s, s.readClosed(fd)
+	}
+	s.Negotiated = info.negotiated
+	if err := s.readConnection(fd); err != nil {
+		return nil, err
+	}
+	return s, s.Validate()
+}
+
+// info is what is used of struct tcp_info.
+type info struct {
+	state      State
+	negotiated Negotiated // without MSS
+	sacked     uint32     // of a listener: its backlog
+}
+
+// Bits of tcpi_options (include/uapi/linux/tcp.h).
+const (
+	infoTimestamps = 1
+	infoSACK       = 2
+	infoScaled     = 4
+)
+
+func readInfo(fd int) (info, error) {
+	// tcpi_state, ..., tcpi_options at 5, both scales at 6, tcpi_sacked at 28.
+	raw, err := getsockopt(fd, unix.SOL_TCP, unix.TCP_INFO, 32)
+	if err != nil {
+		return info{}, fmt.Errorf("reading TCP_INFO: %w", err)
+	}
+	if len(raw) < 32 {
+		return info{}, fmt.Errorf("TCP_INFO of %d bytes", len(raw))
+	}
+	i := info{state: State(raw[0])}
+	i.negotiated = Negotiated{
+		Timestamps: raw[5]&infoTimestamps != 0, SACK: raw[5]&infoSACK != 0, Scaled: raw[5]&infoScaled != 0,
+		SendScale: raw[6] & 0xf, ReceiveScale: raw[6] >> 4,
+	}
+	decode(raw[28:], &i.sacked)
+	return i, nil
+}
+
+func (s *Socket) readAddresses(fd int) error {
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return err
+	}
+	if s.Local, err = endpoint(sa); err != nil {
+		return err
+	}
+	if s.Local.Addr().IsUnspecified() && s.Local.Port() == 0 {
+		s.Local = netip.AddrPort{}
+	}
+	if !s.State.Connected() {
+		return nil
+	}
+	if sa, err = unix.Getpeername(fd); err != nil {
+		return err
+	}
+	s.Remote, err = endpoint(sa)
+	return err
+}
+
+// readClosed reads what a connection has left.
+func (s *Socket) readClosed(fd int) error {
+	s.Remote = netip.AddrPort{}
+	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	if _, err := unix.Poll(poll, 0); err != nil {
+		return err
+	}
+	s.Ended = poll[0].Revents&unix.POLLRDHUP != 0
+	s.Failed = poll[0].Revents&unix.POLLERR != 0
+	if !s.Ended {
+		return nil
+	}
+	n, err := unix.IoctlGetInt(fd, unix.SIOCINQ)
+	if err == nil {
+		_, err = peek(fd, receiveQueue, n, &s.Receive)
+	}
+	if err != nil {
+		return fmt.Errorf("reading the receive queue: %w", err)
+	}
+	return unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, noQueue)
+}
+
+// readConnection reads what a connection consists of. The socket is in repair mode.
+func (s *Socket) readConnection(fd int) error {
+	var err error
+	if s.Negotiated.MSS, err = getInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG); err != nil {
+		return fmt.Errorf("reading TCP_MAXSEG: %w", err)
+	}
+	if s.Timestamp, err = getInt(fd, unix.SOL_TCP, unix.TCP_TIMESTAMP); err != nil {
+		return fmt.Errorf("reading TCP_TIMESTAMP: %w", err)
+	}
+	raw, err := getsockopt(fd, unix.SOL_TCP, unix.TCP_REPAIR_WINDOW, 4*5)
+	if err != nil {
+		return fmt.Errorf("reading TCP_REPAIR_WINDOW: %w", err)
+	}
+	w := &s.Window
+	if !decode(raw, &w.SendWL1, &w.SendWindow, &w.MaxWindow, &w.ReceiveWindow, &w.ReceiveWindowT) {
+		return fmt.Errorf("TCP_REPAIR_WINDOW of %d bytes", len(raw))
+	}
+	if err := s.readReceiveQueue(fd); err != nil {
+		return fmt.Errorf("reading the receive queue: %w", err)
+	}
+	if err := s.readSendQueue(fd); err != nil {
+		return fmt.Errorf("reading the send queue: %w", err)
+	}
+	return unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, noQueue)
+}
+
+// Queues of TCP_REPAIR_QUEUE (include/uapi/linux/tcp.h).
+const (
+	noQueue      = 0
+	receiveQueue = 1
+	sendQueue    = 2
+)
+
+func (s *Socket) readReceiveQueue(fd int) error {
+	// Without repair mode's say, as it is no byte of a queue.
+	if _, _, err := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK|unix.MSG_OOB|unix.MSG_DONTWAIT); err == nil {
+		return fmt.Errorf("a connection with urgent data that was not read yet %w", ErrUnsupported)
+	}
+	n, err := unix.IoctlGetInt(fd, unix.SIOCINQ)
+	if err != nil {
+		return err
+	}
+	end, err := peek(fd, receiveQueue, n, &s.Receive)
+	if err != nil {
+		return err
+	}
+	if s.State.receivedFIN() {
+		end--
+	}
+	s.Receive.Seq = end - uint32(n)
+	return nil
+}
+
+func (s *Socket) readSendQueue(fd int) error {
+	n, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+	if err != nil {
+		return err
+	}
+	if s.Unsent, err = unix.IoctlGetInt(fd, siocOutQNSD); err != nil {
+		return err
+	}
+	// Our FIN counts as a byte until it is acknowledged.
+	fin := 0
+	if s.State == FinWait1 || s.State == LastAck || s.State == Closing {
+		fin = 1
+		if s.Unsent > 0 {
+			s.FINUnsent = true
+			s.Unsent--
+		}
+	}
+	end, err := peek(fd, sendQueue, n-fin, &s.Send)
+	if err != nil {
+		return err
+	}
+	s.Send.Seq = end - uint32(n)
+	if s.State == FinWait2 {
+		s.Send.Seq = end - 1
+	}
+	return nil
+}
+
+const siocOutQNSD = 0x894b // SIOCOUTQNSD (include/uapi/linux/sockios.h)
+
+// peek reads n bytes of a queue and the sequence number behind it.
+func peek(fd, queue, n int, q *Queue) (end uint32, err error) {
+	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, queue); err != nil {
+		return 0, err
+	}
+	if end, err = getInt(fd, unix.SOL_TCP, unix.TCP_QUEUE_SEQ); err != nil {
+		return 0, err
+	}
+	if n < 0 {
+		return 0, fmt.Errorf("%d bytes", n)
+	}
+	if n == 0 {
+		return end, nil
+	}
+	q.Data = make([]byte, n)
+	got, _, err := unix.Recvfrom(fd, q.Data, unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	if err != nil {
+		return 0, err
+	}
+	if got != n {
+		return 0, fmt.Errorf("%d bytes of %d", got, n)
+	}
+	return end, nil
+}
+
+// Resume lets a socket that Dump has read go on where it is. Packets that were
+// held are to be delivered after it.
+func Resume(fd int, s *Socket) error {
+	if s.State == Listen {
+		return nil
+	}
+	// Without a probe of the peer's window: nothing has happened.
+	err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_OFF_NO_WP)
+	if err != nil {
+		return fmt.Errorf("leaving repair mode: %w", err)
+	}
+	return setOptions(fd, s.Options, atLast)
+}
+
+// Discard closes a socket that Dump has read, if fd is its last descriptor:
+// nobody is told.
+func Discard(fd int) error { return unix.Close(fd) }

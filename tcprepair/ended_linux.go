@@ -1,0 +1,80 @@
+package tcprepair
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// end makes a socket that has had a connection. Whom with, nobody can ask it any
+// more; here it is a peer of ours that says nothing.
+func (s *Socket) end(fd int) (err error) {
+	peer, err := s.mute()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unix.Close(peer)) }()
+	former, err := s.former(peer)
+	if err != nil {
+		return err
+	}
+	if s.Failed {
+		former.State = Established
+	}
+	if err := former.connect(fd); err != nil {
+		return err
+	}
+	if s.Failed {
+		err = former.inject(flagRST, former.Receive.end(), former.Send.Seq)
+	} else {
+		err = former.inject(0, former.Receive.end()+1, former.Send.end()+1)
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.reached(fd); err != nil {
+		return err
+	}
+	return s.leaveRepair(fd, unix.TCP_REPAIR_OFF_NO_WP)
+}
+
+// former is the connection, shortly before its end.
+func (s *Socket) former(peer int) (*Socket, error) {
+	former := *s
+	former.State = LastAck
+	former.Negotiated.MSS = maxUserMSS
+	former.Receive.Seq, former.Send.Seq = 1, 1
+	former.Window = Window{MaxWindow: maxUserMSS, ReceiveWindow: maxUserMSS, ReceiveWindowT: 1}
+	name, err := unix.Getsockname(peer)
+	if err == nil {
+		former.Remote, err = endpoint(name)
+	}
+	return &former, err
+}
+
+// mute makes a peer on this host that neither answers nor sends: without one the
+// host itself would answer with a reset.
+func (s *Socket) mute() (fd int, err error) {
+	other := Socket{IPv6: s.IPv6}
+	if fd, err = other.socket(); err != nil {
+		return -1, err
+	}
+	err = func() error {
+		if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_ON); err != nil {
+			return fmt.Errorf("entering repair mode: %w", err)
+		}
+		if err := attachFilter(fd, Filter{unix.BPF_RET | unix.BPF_K}); err != nil { // takes nothing
+			return fmt.Errorf("attaching a filter: %w", err)
+		}
+		to, err := sockaddr(s.Local, s.IPv6)
+		if err != nil {
+			return err
+		}
+		return unix.Connect(fd, to)
+	}()
+	if err != nil {
+		return -1, errors.Join(fmt.Errorf("making a peer: %w", err), unix.Close(fd))
+	}
+	return fd, nil
+}

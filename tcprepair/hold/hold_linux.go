@@ -1,0 +1,249 @@
+package hold
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Names of the pair of devices.
+const (
+	nearDevice = "pgh0-"
+	farDevice  = "pgh1-"
+)
+
+// mostBytes bounds what is held. What comes beyond it is lost, as it would be
+// in a full queue of a network.
+const mostBytes = 256 << 20
+
+// A Hold keeps packets back from Start until Deliver or Close.
+type Hold struct {
+	name    string
+	capture *os.File
+	reading sync.WaitGroup
+
+	mu      sync.Mutex
+	packets [][]byte // from the IP header on
+	bytes   int
+	lost    int
+	seen    int           // in all
+	more    chan struct{} // closed with the next one
+}
+
+// Start holds packets from now on: one that has not been delivered when it
+// returns will not be.
+func Start(c Config) (_ *Hold, err error) {
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	h := &Hold{name: c.Name, more: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, h.Close())
+		}
+	}()
+	device, err := h.pair()
+	if err != nil {
+		return nil, fmt.Errorf("making a place to hold packets: %w", err)
+	}
+	h.reading.Go(h.read)
+	if err := install(&c, device); err != nil {
+		return nil, err
+	}
+	settle()
+	return h, nil
+}
+
+// pair makes the devices, the far one in a namespace that lives as long as the
+// socket that captures there, and returns the near one's index.
+func (h *Hold) pair() (int, error) {
+	near, far := nearDevice+h.name, farDevice+h.name
+	type result struct {
+		namespace int
+		err       error
+	}
+	made, named := make(chan result), make(chan error)
+	captured := make(chan error)
+	go func() { // on a thread that ends with it
+		runtime.LockOSThread()
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		fd := -1
+		if err == nil {
+			fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		}
+		made <- result{fd, err}
+		if <-named == nil {
+			captured <- h.open(far)
+		}
+	}()
+	r := <-made
+	if r.err != nil {
+		named <- r.err
+		return 0, r.err
+	}
+	defer unix.Close(r.namespace)
+	link := &netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: near, MTU: mtu}, PeerName: far, PeerNamespace: netlink.NsFd(r.namespace), PeerMTU: mtu,
+	}
+	err := netlink.LinkAdd(link)
+	if err == nil {
+		// No word of its own: it has no address of IPv6 then.
+		err = netlink.LinkSetIP6AddrGenMode(link, ip6AddrGenModeNone)
+	}
+	named <- err
+	if err == nil {
+		err = <-captured
+	}
+	if err == nil {
+		// The other end is up already. If it came up later, this one would lose what
+		// it is given until the kernel gets round to that (dev_activate, linkwatch).
+		err = netlink.LinkSetUp(link)
+	}
+	return link.Attrs().Index, err
+}
+
+// mtu of both: no packet is too large.
+const mtu = 65535
+
+const ip6AddrGenModeNone = 1 // IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h)
+
+// open begins to capture at the far device. The caller's thread is in its namespace.
+func (h *Hold) open(device string) error {
+	link, err := netlink.LinkByName(device)
+	if err == nil {
+		err = netlink.LinkSetUp(link) // a socket at one that is down says so once
+	}
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	h.capture = os.NewFile(uintptr(fd), device)
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, mostBytes); err != nil {
+		return err
+	}
+	all := uint16(unix.ETH_P_ALL)
+	return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all<<8 | all>>8, Ifindex: link.Attrs().Index})
+}
+
+// read takes packets in until the hold is closed.
+func (h *Hold) read() {
+	buf := make([]byte, 1<<17)
+	for {
+		n, err := h.capture.Read(buf)
+		if err != nil {
+			return
+		}
+		packet, ok := segment(buf[:n])
+		if !ok {
+			continue
+		}
+		h.mu.Lock()
+		h.seen++
+		close(h.more)
+		h.more = make(chan struct{})
+		if h.bytes+n > mostBytes {
+			h.lost++
+		} else {
+			h.packets = append(h.packets, bytes.Clone(packet))
+			h.bytes += n
+		}
+		h.mu.Unlock()
+	}
+}
+
+// Held is how many packets are held, and how many were lost for want of room.
+func (h *Hold) Held() (packets, lost int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.packets), h.lost
+}
+
+// take takes what is held out.
+func (h *Hold) take() [][]byte {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	packets := h.packets
+	h.packets, h.bytes = nil, 0
+	return packets
+}
+
+// Deliver gives what is held to the sockets of this host, in order, then lets
+// new packets through. The sockets must be ready by now. The hold is closed.
+func (h *Hold) Deliver(ctx context.Context) error {
+	sender, err := newSender()
+	if err != nil {
+		return errors.Join(err, h.Close())
+	}
+	defer sender.close()
+	// The answers may go out. New packets come while old ones are delivered: they
+	// are let through when there are few, and those that are on their way to us
+	// come last.
+	errs := []error{uninstall(h.name, outgoing)}
+	for packets := h.take(); len(packets) > 0 && ctx.Err() == nil; packets = h.take() {
+		errs = append(errs, sender.deliver(packets))
+	}
+	held, err := letThrough(h.name)
+	if err == nil {
+		err = h.await(ctx, held)
+	}
+	errs = append(errs, err, sender.deliver(h.take()), h.Close())
+	return errors.Join(errs...)
+}
+
+// awaitTimeout bounds how long packets are waited for that the kernel has on
+// their way to us.
+const awaitTimeout = time.Second
+
+// await waits until all packets that were held are here.
+func (h *Hold) await(ctx context.Context, held int) error {
+	ctx, cancel := context.WithTimeout(ctx, awaitTimeout)
+	defer cancel()
+	for {
+		h.mu.Lock()
+		seen, more := h.seen, h.more
+		h.mu.Unlock()
+		if seen >= held {
+			return nil
+		}
+		select {
+		case <-more:
+		case <-ctx.Done():
+			return fmt.Errorf("%d of %d held packets were lost: %w", held-seen, held, ctx.Err())
+		}
+	}
+}
+
+// Close lets new packets through and forgets what is held.
+func (h *Hold) Close() error {
+	err := Remove(h.name)
+	if h.capture != nil {
+		_ = h.capture.Close() // may be closed already
+		h.reading.Wait()
+		h.capture = nil
+	}
+	return err
+}
+
+// Remove takes away what a hold of this name has left on the host.
+func Remove(name string) error {
+	err := errors.Join(uninstall(name, incoming), uninstall(name, outgoing))
+	link, linkErr := netlink.LinkByName(nearDevice + name)
+	if errors.As(linkErr, &netlink.LinkNotFoundError{}) {
+		return err
+	}
+	if linkErr == nil {
+		linkErr = netlink.LinkDel(link)
+	}
+	return errors.Join(err, linkErr)
+}

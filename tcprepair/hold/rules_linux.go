@@ -1,0 +1,229 @@
+package hold
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// The firewall's tables have the hold's name behind these, one at the devices
+// for what comes in, one for what goes out.
+const (
+	inTable  = "pagurus-hold-in-"
+	outTable = "pagurus-hold-out-"
+)
+
+// priority comes before connection tracking and whatever the host has.
+var priority = nftables.ChainPriorityRef(-500)
+
+// sets are the flows in the forms in which packets can be looked up.
+type sets struct {
+	network      uint16
+	addresses    uint32 // where the source address begins in the IP header; the destination's follows
+	addressBytes uint32
+	datatype     nftables.SetDatatype
+}
+
+var families = []sets{
+	{network: unix.ETH_P_IP, addresses: 12, addressBytes: 4, datatype: nftables.TypeIPAddr},
+	{network: unix.ETH_P_IPV6, addresses: 8, addressBytes: 16, datatype: nftables.TypeIP6Addr},
+}
+
+// install puts the rules in at once. Held packets go to the device with this index.
+func install(c *Config, device int) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	in := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyNetdev, Name: inTable + c.Name})
+	out := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: outTable + c.Name})
+	drop := []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
+	keep := append([]expr.Any{
+		&expr.Counter{},
+		&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(uint32(device))},
+		&expr.Dup{RegDev: 1, IsRegDevSet: true},
+	}, drop...)
+
+	var chains []*nftables.Chain
+	for i, device := range c.Devices {
+		chains = append(chains, conn.AddChain(&nftables.Chain{
+			Table: in, Name: fmt.Sprint("in-", i), Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookIngress, Priority: priority, Device: device,
+		}))
+	}
+	output := conn.AddChain(&nftables.Chain{
+		Table: out, Name: "out", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: priority,
+	})
+	for _, f := range families {
+		for _, peers := range []bool{true, false} {
+			elements := f.elements(c.Flows, peers, incoming)
+			if len(elements) == 0 {
+				continue
+			}
+			set := f.set(in, peers)
+			if err := conn.AddSet(set, elements); err != nil {
+				return err
+			}
+			for _, chain := range chains {
+				conn.AddRule(&nftables.Rule{Table: in, Chain: chain, Exprs: append(f.match(set, peers, incoming), keep...)})
+			}
+			set = f.set(out, peers)
+			if err := conn.AddSet(set, f.elements(c.Flows, peers, outgoing)); err != nil {
+				return err
+			}
+			conn.AddRule(&nftables.Rule{Table: out, Chain: output, Exprs: append(f.match(set, peers, outgoing), drop...)})
+		}
+	}
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("installing the firewall's rules: %w", err)
+	}
+	return nil
+}
+
+// letThrough makes the rules match nothing any more, and returns how many packets
+// they have held in all.
+func letThrough(name string) (held int, err error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return 0, err
+	}
+	table := &nftables.Table{Family: nftables.TableFamilyNetdev, Name: inTable + name}
+	sets, err := conn.GetSets(table)
+	if err != nil {
+		return 0, fmt.Errorf("listing what is held: %w", err)
+	}
+	for _, set := range sets {
+		conn.FlushSet(set)
+	}
+	if err := conn.Flush(); err != nil {
+		return 0, fmt.Errorf("letting packets through: %w", err)
+	}
+	settle()
+	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
+	if err != nil {
+		return 0, fmt.Errorf("listing chains: %w", err)
+	}
+	for _, chain := range chains {
+		if chain.Table.Name != table.Name {
+			continue
+		}
+		rules, err := conn.GetRules(table, chain)
+		if err != nil {
+			return 0, fmt.Errorf("listing rules: %w", err)
+		}
+		for _, rule := range rules {
+			for _, e := range rule.Exprs {
+				if counter, ok := e.(*expr.Counter); ok {
+					held += int(counter.Packets)
+				}
+			}
+		}
+	}
+	return held, nil
+}
+
+// settle waits until every processor is done with packets that it took in before
+// now (synchronize_rcu, by way of membarrier(2)).
+func settle() {
+	const global = 1 // MEMBARRIER_CMD_GLOBAL (include/uapi/linux/membarrier.h)
+	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0)
+}
+
+// uninstall takes the rules for one direction away, if they are there.
+func uninstall(name string, d direction) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	table := &nftables.Table{Family: nftables.TableFamilyNetdev, Name: inTable + name}
+	if d == outgoing {
+		table = &nftables.Table{Family: nftables.TableFamilyINet, Name: outTable + name}
+	}
+	conn.DelTable(table)
+	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("removing the firewall's rules: %w", err)
+	}
+	return nil
+}
+
+type direction bool
+
+const (
+	incoming direction = false
+	outgoing direction = true
+)
+
+// set is a set of the local ends of flows, with their peers or without.
+func (f *sets) set(t *nftables.Table, peers bool) *nftables.Set {
+	name := fmt.Sprintf("ip%d", 8*f.addressBytes)
+	types := []nftables.SetDatatype{f.datatype, nftables.TypeInetService}
+	if peers {
+		name += "-peers"
+		types = append(types, types...)
+	}
+	return &nftables.Set{Table: t, Name: name, KeyType: nftables.MustConcatSetType(types...), Concatenation: true}
+}
+
+func (f *sets) elements(flows []Flow, peers bool, d direction) []nftables.SetElement {
+	var all []nftables.SetElement
+	seen := make(map[string]bool)
+	for _, flow := range flows {
+		local := flow.Local.Addr().Unmap()
+		if flow.Remote.IsValid() != peers || local.Is4() != (f.addressBytes == 4) {
+			continue
+		}
+		key := field(flow.Local)
+		if peers && d == incoming {
+			key = append(field(flow.Remote), key...)
+		} else if peers {
+			key = append(key, field(flow.Remote)...)
+		}
+		if !seen[string(key)] {
+			seen[string(key)] = true
+			all = append(all, nftables.SetElement{Key: key})
+		}
+	}
+	return all
+}
+
+// field is an address and a port, each filling registers of four bytes.
+func field(a netip.AddrPort) []byte {
+	b := binary.BigEndian.AppendUint16(a.Addr().Unmap().AsSlice(), a.Port())
+	return append(b, 0, 0)
+}
+
+// match begins a rule for TCP segments of flows in the set.
+func (f *sets) match(set *nftables.Set, peers bool, d direction) []expr.Any {
+	exprs := []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, f.network)},
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+	}
+	// Registers of four bytes are numbered from 8 on (NFT_REG32_00).
+	register := uint32(unix.NFT_REG32_00)
+	load := func(source bool) {
+		address, port := f.addresses, uint32(0)
+		if !source {
+			address, port = address+f.addressBytes, 2
+		}
+		exprs = append(exprs,
+			&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: address, Len: f.addressBytes},
+			&expr.Payload{DestRegister: register + f.addressBytes/4, Base: expr.PayloadBaseTransportHeader, Offset: port, Len: 2},
+		)
+		register += f.addressBytes/4 + 1
+	}
+	if peers || d == outgoing {
+		load(true)
+	}
+	if peers || d == incoming {
+		load(false)
+	}
+	return append(exprs, &expr.Lookup{SourceRegister: unix.NFT_REG32_00, SetName: set.Name, SetID: set.ID})
+}

@@ -1,0 +1,155 @@
+package tcprepair
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+// other gives an option a value that it does not have yet, and reports whether
+// this socket takes one.
+func (k *optionKind) other(t *testing.T, fd int) bool {
+	t.Helper()
+	before, err := k.get(fd)
+	if err != nil {
+		t.Fatalf("reading %s: %v", k.label, err)
+	}
+	for _, value := range k.candidates() {
+		if err := setsockopt(fd, k.level, k.name, value); err != nil {
+			continue
+		}
+		if after, err := k.get(fd); err == nil && !bytes.Equal(before, after) {
+			return true
+		}
+	}
+	return false
+}
+
+func (k *optionKind) candidates() [][]byte {
+	switch k.name {
+	case unix.SO_BINDTODEVICE:
+		if k.level == unix.SOL_SOCKET {
+			return [][]byte{[]byte("lo")}
+		}
+	case unix.TCP_CONGESTION:
+		if k.level == unix.SOL_TCP {
+			return [][]byte{[]byte("reno"), []byte("cubic")}
+		}
+	}
+	var all [][]byte
+	for _, n := range []uint32{1, 0, 2, 5, 64, 1000, 1 << 20, 50000, 40000 | 50000<<16} {
+		switch {
+		case k.level == unix.SOL_SOCKET && k.name == unix.SO_LINGER:
+			all = append(all, encode(1, n))
+		case k.bytes == 16: // struct __kernel_sock_timeval
+			all = append(all, binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, uint64(n)), 500000))
+		case k.bytes == 8:
+			all = append(all, binary.NativeEndian.AppendUint64(nil, uint64(n)))
+		default:
+			all = append(all, encode(n))
+		}
+	}
+	return all
+}
+
+// fixed are options that sockets of a kind have and that cannot be changed in
+// them, at least not here.
+var fixed = map[string][]string{
+	"connection": {"IPV6_V6ONLY", "SO_RESERVE_MEM", "TCP_FASTOPEN", "TCP_FASTOPEN_CONNECT", "TCP_FASTOPEN_NO_COOKIE"},
+	"listener":   {"IPV6_V6ONLY", "SO_RESERVE_MEM", "TCP_FASTOPEN_CONNECT"},
+	"unbound":    {"SO_RESERVE_MEM"},
+}
+
+// Every option that a program can set arrives.
+func TestOptions(t *testing.T) {
+	for name, open := range map[string]func(*testing.T, bool) int{"connection": connection, "listener": listener, "unbound": unbound} {
+		for _, ipv6 := range []bool{false, true} {
+			family := "IPv4"
+			if ipv6 {
+				family = "IPv6"
+			}
+			t.Run(name+"/"+family, func(t *testing.T) {
+				enterNetwork(t)
+				fd := open(t, ipv6)
+				for _, o := range must(options(fd, ipv6)) {
+					k := kindOf(o.Level, o.Name)
+					if !k.other(t, fd) && !slices.Contains(fixed[name], k.label) {
+						t.Errorf("%s of %v cannot be changed", k.label, o.Value)
+					}
+				}
+				// ld #0; ret #-1
+				program := Filter{uint64(unix.BPF_LD | unix.BPF_IMM), uint64(unix.BPF_RET|unix.BPF_K) | 0xffffffff<<32}
+				if err := attachFilter(fd, program); err != nil {
+					t.Fatal(err)
+				}
+				before := byLabel(must(options(fd, ipv6)))
+				s := must(Dump(fd))
+				if err := Discard(fd); err != nil {
+					t.Fatal(err)
+				}
+				moved := must(Restore(s))
+				if err := Activate(moved, s); err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(before, byLabel(must(options(moved, ipv6)))); diff != "" {
+					t.Errorf("options (-before +after):\n%s", diff)
+				}
+				if diff := cmp.Diff(program, must(filter(moved))); diff != "" {
+					t.Errorf("filter (-before +after):\n%s", diff)
+				}
+				if diff := cmp.Diff(s.Buffers, must(readBuffers(moved))); diff != "" {
+					t.Errorf("buffers (-before +after):\n%s", diff)
+				}
+			})
+		}
+	}
+}
+
+func byLabel(all []Option) map[string][]byte {
+	m := make(map[string][]byte)
+	for _, o := range all {
+		m[kindOf(o.Level, o.Name).label] = o.Value
+	}
+	return m
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func unbound(_ *testing.T, ipv6 bool) int {
+	domain := unix.AF_INET
+	if ipv6 {
+		domain = unix.AF_INET6
+	}
+	return must(unix.Socket(domain, unix.SOCK_STREAM, 0))
+}
+
+func listener(t *testing.T, ipv6 bool) int {
+	fd := unbound(t, ipv6)
+	var at unix.Sockaddr = &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}
+	if ipv6 {
+		at = &unix.SockaddrInet6{Addr: [16]byte{15: 1}}
+	}
+	if err := errors.Join(unix.Bind(fd, at), unix.Listen(fd, 17)); err != nil {
+		t.Fatal(err)
+	}
+	return fd
+}
+
+func connection(t *testing.T, ipv6 bool) int {
+	l := listener(t, ipv6)
+	if err := unix.Connect(unbound(t, ipv6), must(unix.Getsockname(l))); err != nil {
+		t.Fatal(err)
+	}
+	fd, _, err := unix.Accept(l)
+	return must(fd, err)
+}

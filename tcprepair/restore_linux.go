@@ -1,0 +1,294 @@
+package tcprepair
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Restore makes a socket of what Dump has read on another host. A connection is
+// in repair mode until Activate; a listener takes connections from now on.
+//
+// The local address must be the host's own by now, and packets of the connection
+// must be held: what Restore itself makes the kernel answer is to be dropped.
+// The descriptor is non-blocking and closed by exec. The caller needs
+// CAP_NET_ADMIN and CAP_NET_RAW. On an error nothing is left.
+func Restore(s *Socket) (fd int, err error) {
+	if err := s.Validate(); err != nil {
+		return -1, err
+	}
+	if fd, err = s.socket(); err != nil {
+		return -1, err
+	}
+	if err := s.build(fd); err != nil {
+		return -1, errors.Join(fmt.Errorf("restoring %v of %v and %v: %w", s.State, s.Local, s.Remote, err), unix.Close(fd))
+	}
+	return fd, nil
+}
+
+func (s *Socket) socket() (int, error) {
+	domain := unix.AF_INET
+	if s.IPv6 {
+		domain = unix.AF_INET6
+	}
+	protocol := unix.IPPROTO_TCP
+	if s.MPTCP {
+		protocol = unix.IPPROTO_MPTCP
+	}
+	return unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+}
+
+func (s *Socket) build(fd int) error {
+	if err := s.bind(fd); err != nil {
+		return err
+	}
+	switch {
+	case s.State == Listen:
+		if err := s.settle(fd); err != nil {
+			return err
+		}
+		return unix.Listen(fd, s.Backlog)
+	case s.Ended:
+		return s.end(fd)
+	case s.State == Closed:
+		return s.settle(fd)
+	}
+	return s.connect(fd)
+}
+
+// bind gives the socket its local address, where no other socket is in the way
+// of that: in repair mode, which MPTCP does not have.
+func (s *Socket) bind(fd int) error {
+	if err := setOptions(fd, s.Options, beforeBind); err != nil {
+		return err
+	}
+	if s.MPTCP {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+			return fmt.Errorf("setting SO_REUSEADDR: %w", err)
+		}
+	} else if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_ON); err != nil {
+		return fmt.Errorf("entering repair mode: %w", err)
+	}
+	if !s.Local.IsValid() {
+		return nil
+	}
+	local, err := sockaddr(s.Local, s.IPv6)
+	if err != nil {
+		return err
+	}
+	if err := unix.Bind(fd, local); err != nil {
+		return fmt.Errorf("binding to %v: %w", s.Local, err)
+	}
+	return nil
+}
+
+// settle gives a socket without a connection what is left.
+func (s *Socket) settle(fd int) error {
+	if err := setOptions(fd, s.Options, whileSilent); err != nil {
+		return err
+	}
+	return s.leaveRepair(fd, unix.TCP_REPAIR_OFF_NO_WP)
+}
+
+// leaveRepair ends repair mode and sets what it has kept from being set.
+func (s *Socket) leaveRepair(fd, how int) error {
+	if !s.MPTCP {
+		if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, how); err != nil {
+			return fmt.Errorf("leaving repair mode: %w", err)
+		}
+	}
+	if err := settleBuffers(fd, s.Buffers); err != nil {
+		return err
+	}
+	return s.finish(fd)
+}
+
+// finish sets what acts at once.
+func (s *Socket) finish(fd int) error {
+	if err := setOptions(fd, s.Options, atLast); err != nil {
+		return err
+	}
+	if len(s.Filter) == 0 {
+		return nil
+	}
+	if err := attachFilter(fd, s.Filter); err != nil {
+		return fmt.Errorf("attaching the filter: %w", err)
+	}
+	return nil
+}
+
+// connect makes the connection as it was, without a packet.
+func (s *Socket) connect(fd int) error {
+	if err := setInt(fd, unix.SOL_TCP, unix.TCP_TIMESTAMP, s.Timestamp); err != nil {
+		return fmt.Errorf("setting TCP_TIMESTAMP: %w", err)
+	}
+	for queue, seq := range map[int]uint32{receiveQueue: s.Receive.Seq, sendQueue: s.Send.Seq} {
+		err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, queue)
+		if err == nil {
+			err = setInt(fd, unix.SOL_TCP, unix.TCP_QUEUE_SEQ, seq)
+		}
+		if err != nil {
+			return fmt.Errorf("setting TCP_QUEUE_SEQ: %w", err)
+		}
+	}
+	remote, err := sockaddr(s.Remote, s.IPv6)
+	if err != nil {
+		return err
+	}
+	// The size of segments is worked out by connect, and not again before the
+	// path's MTU changes (tcp_connect_init, tcp_current_mss).
+	if err := setInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG, min(s.Negotiated.MSS, maxUserMSS)); err != nil {
+		return fmt.Errorf("setting TCP_MAXSEG: %w", err)
+	}
+	if err := unix.Connect(fd, remote); err != nil {
+		return fmt.Errorf("connecting: %w", err)
+	}
+	if err := setInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG, 0); err != nil {
+		return fmt.Errorf("setting TCP_MAXSEG: %w", err)
+	}
+	if err := setBuffers(fd, s); err != nil {
+		return err
+	}
+	if err := setsockopt(fd, unix.SOL_TCP, unix.TCP_REPAIR_OPTIONS, s.Negotiated.encode()); err != nil {
+		return fmt.Errorf("setting TCP_REPAIR_OPTIONS: %w", err)
+	}
+	if err := setOptions(fd, s.Options, whileSilent); err != nil {
+		return err
+	}
+	if err := fill(fd, receiveQueue, s.Receive.Data); err != nil {
+		return fmt.Errorf("filling the receive queue: %w", err)
+	}
+	if err := fill(fd, sendQueue, s.Send.Data[:len(s.Send.Data)-s.Unsent]); err != nil {
+		return fmt.Errorf("filling the send queue: %w", err)
+	}
+	if err := s.close(fd); err != nil {
+		return err
+	}
+	w := &s.Window
+	err = setsockopt(fd, unix.SOL_TCP, unix.TCP_REPAIR_WINDOW,
+		encode(w.SendWL1, w.SendWindow, w.MaxWindow, w.ReceiveWindow, w.ReceiveWindowT))
+	if err != nil {
+		return fmt.Errorf("setting TCP_REPAIR_WINDOW: %w", err)
+	}
+	return s.reached(fd)
+}
+
+// maxUserMSS is the largest TCP_MAXSEG (MAX_TCP_WINDOW, include/net/tcp.h).
+const maxUserMSS = 32767
+
+// Options of TCP_REPAIR_OPTIONS are pairs of a TCP option's kind and a value.
+const (
+	optionMSS        = 2
+	optionWScale     = 3
+	optionSACK       = 4
+	optionTimestamps = 8
+)
+
+func (n *Negotiated) encode() []byte {
+	b := encode(optionMSS, n.MSS)
+	if n.Scaled {
+		b = append(b, encode(optionWScale, uint32(n.SendScale)|uint32(n.ReceiveScale)<<16)...)
+	}
+	if n.SACK {
+		b = append(b, encode(optionSACK, 0)...)
+	}
+	if n.Timestamps {
+		b = append(b, encode(optionTimestamps, 0)...)
+	}
+	return b
+}
+
+// fill writes data into a queue of a socket in repair mode.
+func fill(fd, queue int, data []byte) error {
+	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, queue); err != nil {
+		return err
+	}
+	return write(fd, data)
+}
+
+// write writes all of data to a socket that has room for it. Large pieces may
+// want more contiguous memory than there is.
+func write(fd int, data []byte) error {
+	const smallest = 4096
+	piece := len(data)
+	for len(data) > 0 {
+		n, err := unix.SendmsgN(fd, data[:min(piece, len(data))], nil, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case (errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS)) && piece > smallest:
+			piece /= 2
+		case err != nil:
+			return err
+		}
+		data = data[max(n, 0):]
+	}
+	return nil
+}
+
+// close brings a connection that is established from there to where it was: by
+// our FIN, which is not sent, and by the peer's segments, which are sent again
+// in its name.
+func (s *Socket) close(fd int) error {
+	const fin = 1 // counts as a byte
+	ours := func() error {
+		if s.FINUnsent {
+			return nil
+		}
+		return unix.Shutdown(fd, unix.SHUT_WR)
+	}
+	switch s.State {
+	case CloseWait:
+		return s.inject(flagFIN, s.Receive.end(), s.Send.Seq)
+	case LastAck:
+		return errors.Join(s.inject(flagFIN, s.Receive.end(), s.Send.Seq), ours())
+	case FinWait1:
+		return ours()
+	case FinWait2:
+		return errors.Join(ours(), s.inject(0, s.Receive.end(), s.Send.end()+fin))
+	case Closing:
+		return errors.Join(ours(), s.inject(flagFIN, s.Receive.end(), s.Send.Seq))
+	}
+	return nil
+}
+
+// reached makes sure that the socket is where it should be. Our FIN that was not
+// sent yet follows in Activate.
+func (s *Socket) reached(fd int) error {
+	wanted := s.State
+	switch {
+	case s.FINUnsent && wanted == FinWait1:
+		wanted = Established
+	case s.FINUnsent && wanted == LastAck:
+		wanted = CloseWait
+	}
+	i, err := readInfo(fd)
+	if err == nil && i.state != wanted {
+		err = fmt.Errorf("it is in %v instead of %v", i.state, wanted)
+	}
+	return err
+}
+
+// Activate lets a restored connection live: it says hello to the peer by a probe
+// of its window, sends what was not sent before, and takes packets. It does
+// nothing to a socket without a connection.
+func Activate(fd int, s *Socket) error {
+	if !s.State.Connected() {
+		return nil
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_OFF); err != nil {
+		return fmt.Errorf("leaving repair mode: %w", err)
+	}
+	if err := write(fd, s.Send.Data[len(s.Send.Data)-s.Unsent:]); err != nil {
+		return fmt.Errorf("sending what was not sent: %w", err)
+	}
+	if s.FINUnsent {
+		if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
+			return fmt.Errorf("sending FIN: %w", err)
+		}
+	}
+	if err := settleBuffers(fd, s.Buffers); err != nil {
+		return err
+	}
+	return s.finish(fd)
+}

@@ -1,0 +1,79 @@
+package tcprepair
+
+import (
+	"encoding/binary"
+	"net/netip"
+)
+
+// Flags of a segment (RFC 9293, 3.1).
+const (
+	flagFIN = 1 << 0
+	flagRST = 1 << 2
+	flagACK = 1 << 4
+)
+
+// A segment is one without data and options.
+type segment struct {
+	from, to netip.AddrPort
+	seq, ack uint32
+	flags    byte
+	window   uint16
+}
+
+const (
+	headerBytes  = 20 // of TCP and of IPv4
+	header6Bytes = 40
+	protocolTCP  = 6
+	hops         = 64
+)
+
+// packet is the segment with its IP header, checksums included. Addresses of
+// IPv4 in IPv6 notation make an IPv4 packet.
+func (s *segment) packet() []byte {
+	from, to := s.from.Addr().Unmap(), s.to.Addr().Unmap()
+	tcp := make([]byte, headerBytes)
+	binary.BigEndian.PutUint16(tcp[0:], s.from.Port())
+	binary.BigEndian.PutUint16(tcp[2:], s.to.Port())
+	binary.BigEndian.PutUint32(tcp[4:], s.seq)
+	binary.BigEndian.PutUint32(tcp[8:], s.ack)
+	tcp[12] = headerBytes / 4 << 4
+	tcp[13] = s.flags
+	binary.BigEndian.PutUint16(tcp[14:], s.window)
+	// The pseudo header of both (RFC 9293, 3.1; RFC 8200, 8.1) sums up alike.
+	pseudo := append(append(from.AsSlice(), to.AsSlice()...), 0, protocolTCP, 0, headerBytes)
+	binary.BigEndian.PutUint16(tcp[16:], checksum(pseudo, tcp))
+
+	var ip []byte
+	if from.Is4() {
+		ip = make([]byte, headerBytes)
+		ip[0] = 4<<4 | headerBytes/4
+		binary.BigEndian.PutUint16(ip[2:], 2*headerBytes)
+		ip[8], ip[9] = hops, protocolTCP
+		copy(ip[12:], from.AsSlice())
+		copy(ip[16:], to.AsSlice())
+		binary.BigEndian.PutUint16(ip[10:], checksum(ip))
+	} else {
+		ip = make([]byte, header6Bytes)
+		ip[0] = 6 << 4
+		binary.BigEndian.PutUint16(ip[4:], headerBytes)
+		ip[6], ip[7] = protocolTCP, hops
+		copy(ip[8:], from.AsSlice())
+		copy(ip[24:], to.AsSlice())
+	}
+	return append(ip, tcp...)
+}
+
+// checksum is the internet checksum (RFC 1071) of parts, each of an even number
+// of bytes.
+func checksum(parts ...[]byte) uint16 {
+	var sum uint32
+	for _, part := range parts {
+		for i := 0; i < len(part); i += 2 {
+			sum += uint32(binary.BigEndian.Uint16(part[i:]))
+		}
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
+}
