@@ -112,7 +112,8 @@ func TestBlockers(t *testing.T) {
 		{"terminal", nil, `m, s = os.openpty(); fcntl.ioctl(s, 0x540E, 0)`, []blocker{{migrate.CodeProcessState, "controlling terminal"}, {migrate.CodeDescriptor, "descriptor "}}, ""},
 		{
 			"several", outsidePipe, `d = os.environ["DIR"] + "/d"; os.mkdir(d); os.chdir(d); os.rmdir(d); s = socket.socket()`,
-			[]blocker{{migrate.CodeOutsideEnd, "descriptor 4, "}, {migrate.CodeFileGone, "/d"}, {migrate.CodeDescriptor, "an IPv4 socket"}}, "",
+			[]blocker{{migrate.CodeOutsideEnd, "descriptor 4, "}, {migrate.CodeFileGone, "/d"}, {migrate.CodeDescriptor, "an IPv4 socket"}},
+			"",
 		},
 		{"watches", nil, `must(libc.inotify_add_watch(must(libc.inotify_init()), b"/tmp", 2))`, nil, "inotify"},
 	} {
