@@ -15,6 +15,15 @@ import (
 var regularFile = fileKind{
 	dump: func(d *ProcessDump, o *openFile, f *image.File) error {
 		link := d.Proc.Path(fmt.Sprintf("fd/%d", o.fd))
+		var fs unix.Statfs_t
+		if err := unix.Statfs(link, &fs); err != nil {
+			return fmt.Errorf("reading its file system: %w", err)
+		}
+		if f.Kind == image.FileRegular && fs.Type == unix.PROC_SUPER_MAGIC {
+			d.Block(migrate.CodeDescriptor, "have the program close it: it shows the kernel of this host", "descriptor %d of process %d is %s", o.fd, d.Proc.PID, o.link)
+			f.Kind, f.Path = image.FileDevice, "/dev/null" // so that reading can go on
+			return nil
+		}
 		if f.Kind == image.FileRegular {
 			index, ok, err := d.object(link, o.link, &o.st)
 			if err != nil {

@@ -105,6 +105,7 @@ func TestBlockers(t *testing.T) {
 		{"timer of another", nil, `must(libc.syscall(222, (~os.getppid() << 3) | 2, None, ctypes.byref(ctypes.c_int())))`, []blocker{{migrate.CodeOutsideEnd, "processor time of process"}}, ""},
 		{"removed directory", nil, `d = os.environ["DIR"] + "/d"; os.mkdir(d); os.chdir(d); os.rmdir(d)`, []blocker{{migrate.CodeFileGone, "/d"}}, ""},
 		{"internet socket", nil, `s = socket.socket()`, []blocker{{migrate.CodeDescriptor, "an IPv4 socket"}}, ""},
+		{"file of the kernel's", nil, `m = open("/proc/self/mem", "rb"); i = open("/proc/meminfo")`, []blocker{{migrate.CodeDescriptor, "/mem"}}, ""},
 		{"filtered socket pair", nil, `a, b = socket.socketpair(); f = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 100)); a.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxQ", 1, ctypes.addressof(f)))`, []blocker{{migrate.CodeDescriptor, "with a filter"}}, ""},
 		{"io_uring", nil, `must(libc.syscall(425, 4, ctypes.create_string_buffer(120)))`, []blocker{{migrate.CodeDescriptor, "io_uring"}}, ""},
 		{"userfaultfd", nil, `must(libc.syscall(323, 1))`, []blocker{{migrate.CodeDescriptor, "userfaultfd"}}, ""},

@@ -356,14 +356,23 @@ libc.prctl(36, 1)                # child subreaper
 libc.personality(0x0040000)      # ADDR_NO_RANDOMIZE
 with open("/proc/self/comm", "w") as f: f.write("renamed")
 
+stack_t = lambda: struct.pack("QiiQ", mapping(16), 0, 0, 16 * 4096)
 stop = threading.Event()
 answers = {}
-stack_t = lambda: struct.pack("QiiQ", mapping(16), 0, 0, 16 * 4096)
+attr, robust = ctypes.create_string_buffer(64), ctypes.create_string_buffer(64)
+libc.pthread_mutexattr_init(attr); libc.pthread_mutexattr_setrobust(attr, 1); libc.pthread_mutex_init(robust, attr)
+@ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+def joined(_):
+    libc.sigaltstack(stack_t(), None)
+    stop.wait()
+joinable = ctypes.c_ulong()
+assert libc.pthread_create(ctypes.byref(joinable), None, joined, None) == 0
 def thread(n):
     libc.sigaltstack(stack_t(), None)
     libc.prctl(15, ("thread %d" % n).encode())
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)) if n == 1 else None
     value = ctypes.c_double(n)
+    if n == 2: assert libc.pthread_mutex_lock(robust) == 0
     stop.wait()
     answers[n] = value.value
 threads = [threading.Thread(target=thread, args=(n,)) for n in range(3)]
@@ -400,7 +409,13 @@ def verify():
     check("private file", content(privatefile + 4096, 11) == bytes([81]) * 10 + b"m")
     ctypes.memset(sharedfile, 90, 4); check("shared file", os.pread(mapped, 5, 0) == b"ZZZZm")
     check("sealed", content(sealedmap, 8192) == b"s" * 8192 and content(sealedprivate, 11) == bytes([82]) * 10 + b"s")
-    if guarded: check("beside the guard", content(guarded, 4096) == bytes([79]) * 4096)
+    if guarded:
+        check("beside the guard", content(guarded, 4096) == bytes([79]) * 4096)
+        one = ctypes.create_string_buffer(1)
+        def readable(at):
+            try: return syscall(310, os.getpid(), struct.pack("QQ", ctypes.addressof(one), 1), 1, struct.pack("QQ", at, 1), 1, 0) == 1 # process_vm_readv
+            except OSError: return False
+        check("the guard", [readable(guarded + i * 4096) for i in range(8)] == [i != 1 for i in range(8)])
     check("position", os.lseek(regular, 0, 1) == 1234); os.lseek(twin, 17, 0); check("dup", os.lseek(regular, 0, 1) == 17)
     check("deleted", os.pread(again, 8000, 0) == b"d" * 7000 and os.lseek(again, 0, 1) == 10)
     check("packets", (os.read(r2, 10), os.read(r2, 10)) == (b"one", b"two"))
@@ -419,6 +434,9 @@ def verify():
     stop.set()
     for x in threads: x.join(10)
     check("threads", answers == {0: 0.0, 1: 1.0, 2: 2.0})
+    check("join", libc.pthread_join(joinable, None) == 0) # waits for the kernel to clear the thread's id
+    while libc.pthread_mutex_trylock(robust) == 16: time.sleep(0.01) # EBUSY, until its owner has really gone
+    check("robust mutex", libc.pthread_mutex_unlock(robust) == 0 and libc.pthread_mutex_trylock(robust) == 131) # was EOWNERDEAD, now ENOTRECOVERABLE
     open(dir + "/e/new", "w").close() if variant == "root" else None
     if variant == "root": check("inotify", os.read(inotify, 100)[:4] == struct.pack("i", 2))
     if variant == "user":
