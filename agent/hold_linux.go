@@ -15,7 +15,7 @@ const (
 	holdInspecting = "inspecting" // source: PREFLIGHT, the process has not been looked at
 	holdReserving  = "reserving"  // destination: PREFLIGHT, there is no shell yet
 	holdCopying    = "copying"    // source: PRECOPY, pages have crossed
-	holdStopped    = "stopped"    // source: FROZEN, by ptrace alone
+	holdStopped    = "stopped"    // source: FROZEN, by ptrace alone, which the record does not say yet
 	holdBuilt      = "built"      // destination: FROZEN, everything has crossed
 	holdPromising  = "promising"  // source: PREPARED, nothing is promised
 	holdPromised   = "promised"   // source: PREPARED and promised, which nobody else knows

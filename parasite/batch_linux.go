@@ -153,9 +153,14 @@ func (t *Thread) runBatch(ctx context.Context, calls []Call, arena []byte) error
 		return err
 	}
 	e := execution{code: p.scratch.Code, calls: p.scratch.Data + uintptr(len(arena)), store: true}
-	run := t.runToBreakpoint
+	// A call whose end the tracer sees has its result from there.
+	run, seen := t.runToBreakpoint, false
 	if !p.launched {
+		seen = !p.seesTracer || t.filtered()
 		run = t.followRestoring
+		if !seen {
+			e.tracer = p.tracer.tid
+		}
 	}
 	if err := run(ctx, e, calls); err != nil {
 		return err
@@ -164,6 +169,9 @@ func (t *Thread) runBatch(ctx context.Context, calls []Call, arena []byte) error
 		return err
 	}
 	copy(arena, content)
+	if seen {
+		return nil
+	}
 	for i := range calls {
 		calls[i].Result = *(*uintptr)(unsafe.Pointer(&array[i*int(callSize)+int(unsafe.Offsetof(callABI{}.result))]))
 	}
@@ -183,10 +191,9 @@ func (t *Thread) followRestoring(ctx context.Context, e execution, calls []Call)
 	if err := t.process.WriteMemory(e.slots, bytesOf(&slots)); err != nil {
 		return err
 	}
-	if !t.process.seesTracer {
+	if e.tracer == 0 {
 		return t.follow(ctx, e, calls)
 	}
-	e.tracer = t.process.tracer.tid
 	return t.followToEnd(ctx, e, calls)
 }
 

@@ -26,8 +26,10 @@
 // Normally the tracer takes over before that end: once a batch is done, the
 // executor sleeps in short turns until it is interrupted, and goes on only when
 // the thread that traced it has vanished. While there is no memory of ours that
-// could say so much, and in another PID namespace, the tracer follows it from
-// system call to system call instead (PTRACE_SYSCALL, two stops each). Nothing is
+// could say so much, in another PID namespace, and under a seccomp filter, which
+// judges the executor's own calls once the tracer is dead, the tracer follows it
+// from system call to system call instead (PTRACE_SYSCALL, two stops each). Should
+// it die then, what is left of the batch is judged too. Nothing is
 // ever single-stepped and no breakpoint is set, since both would outlive the
 // tracer and kill the target. The code itself needs room before the first call can be made: it is written
 // into the zero bytes behind the vDSO's image, or behind another executable

@@ -84,7 +84,7 @@ func slotsFor(regs *Registers, mask uint64) slotsABI {
 	}
 }
 
-// enterExecutor points regs at an executor whose code starts at code. The
+// enter points regs at an executor whose code starts at code. The
 // stack pointer stays the program's own, so that a signal frame, should one be
 // built, lands where the program would have put it.
 func (e execution) enter(regs Registers, count int) Registers {

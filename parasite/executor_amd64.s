@@ -53,8 +53,9 @@ survive:
 
 	// Looks 100 times a second whether the tracer is still there. ppoll, because
 	// a call that it interrupts could not be restarted after poll or nanosleep:
-	// they change the thread's restart block. The number of looks is bounded for
-	// the sake of system call filters that are in force again without the tracer.
+	// they change the thread's restart block. It cannot write what is left back to
+	// slots.pause, which the target may only read. The number of looks is bounded,
+	// in case another thread gets the tracer's id.
 	MOVQ $3000, R12
 
 await:

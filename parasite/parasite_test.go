@@ -12,7 +12,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -329,14 +328,8 @@ func TestFaultInBatch(t *testing.T) {
 // A target that has other ids for our threads cannot notice our end.
 func TestOtherPIDNamespace(t *testing.T) {
 	parasitetest.NeedRoot(t)
-	cmd := exec.Command("sleep", "1000")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Pdeathsig: unix.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = cmd.Wait() }()
-	defer func() { _ = cmd.Process.Kill() }()
-	p, err := newTracer(t).Seize(cmd.Process.Pid)
+	v := parasitetest.StartIn(t, parasitetest.Idle, unix.CLONE_NEWPID)
+	p, err := newTracer(t).Seize(v.PID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -344,7 +337,7 @@ func TestOtherPIDNamespace(t *testing.T) {
 	before := take(t, p)
 	for range 20 {
 		b := leader(p).Batch(t.Context())
-		first, second := b.Call(unix.SYS_GETPID), b.Call(unix.SYS_GETPPID)
+		second, first := b.Call(unix.SYS_GETPPID), b.Call(unix.SYS_GETPID)
 		if err := b.Run(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -356,6 +349,7 @@ func TestOtherPIDNamespace(t *testing.T) {
 	}
 	sameAsBefore(t, p, before)
 	detach(t, p)
+	finish(t, v)
 }
 
 // A process that is stopped by a signal stays stopped, and a stop signal that
@@ -458,8 +452,15 @@ func TestGone(t *testing.T) {
 // The other end of never harming the target: the tracer is killed at any
 // moment, hundreds of times, and the target does not notice.
 func TestKilledTracer(t *testing.T) {
+	for _, kind := range []string{parasitetest.Steady, parasitetest.Guarded} {
+		t.Run(kind, func(t *testing.T) { killTracers(t, kind) })
+	}
+}
+
+func killTracers(t *testing.T, kind string) {
+	t.Helper()
 	parasitetest.NeedRoot(t)
-	v := parasitetest.Start(t, parasitetest.Steady)
+	v := parasitetest.Start(t, kind)
 	const rounds = 150
 	calls := 0
 	for range rounds {

@@ -207,5 +207,12 @@ func (t *Thread) SeccompFilter(index int) ([]unix.SockFilter, uint64, error) {
 	return program, metadata.flags, err
 }
 
+// filtered reports whether a seccomp filter judges the thread's system calls, or
+// that this cannot be told.
+func (t *Thread) filtered() bool {
+	_, err := ptraceCount(ptraceSeccompFilter, t.tid, 0, 0)
+	return !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT)
+}
+
 // ErrNoFilter says that a thread has fewer seccomp filters than asked for.
 var ErrNoFilter = errors.New("no such seccomp filter")

@@ -118,13 +118,18 @@ func Join(ctx context.Context, c Config) (*Group, error) {
 // to count (aliveNode, state.go), and the member stays dead to itself and to all
 // who do not know it yet.
 func (g *Group) enter() error {
-	for !g.entered() {
-		if err := g.list.UpdateNode(tcpTimeout); err != nil {
-			return fmt.Errorf("entering gossip: %w", err)
+	for range enterTries {
+		if g.entered() {
+			return nil
 		}
+		// A time-out is that of telling others: it is entered all the same.
+		_ = g.list.UpdateNode(tcpTimeout)
 	}
-	return nil
+	return errors.New("entering gossip: others keep saying that this member is dead")
 }
+
+// Once is enough, but for a word that comes in between again.
+const enterTries = 10
 
 func (g *Group) entered() bool {
 	name := nodeName(g.config.Role, g.config.Name)

@@ -33,7 +33,7 @@ var onGuest = []struct {
 	{pkg: "migrate/dirty", must: []string{"TestWrittenPagesOnly/soft-dirty", "TestPagesThatVanish/soft-dirty", "TestRandomOperations/soft-dirty"}},
 	{pkg: "migrate/procfs"},
 	{pkg: "parasite"},
-	{pkg: "migrate/source", run: "^TestReplica$", must: []string{"TestReplica"}},
+	{pkg: "migrate/source", run: "^(TestReplica|TestInspectRefuses)$", must: []string{"TestReplica", "TestInspectRefuses"}},
 	{pkg: "migrate/target", skip: "^TestMoveWorkloads$/^float$", must: []string{"TestMoveWorkloads/memory"}},
 }
 
@@ -108,7 +108,7 @@ func TestDebianKernel(t *testing.T) {
 		}
 		guest.Tests = append(guest.Tests, TestBinary{
 			Package: p.pkg, File: file, Sources: filepath.Join("../..", p.pkg),
-			Args: []string{"-test.v", "-test.timeout=5m", "-test.run=" + p.run, "-test.skip=" + p.skip},
+			Args: []string{"-test.v", "-test.timeout=10m", "-test.run=" + p.run, "-test.skip=" + p.skip},
 		})
 	}
 

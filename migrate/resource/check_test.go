@@ -115,6 +115,22 @@ func TestLargePipe(t *testing.T) {
 	if err != nil || len(content) != 1 || string(content[0]) != "content" {
 		t.Fatalf("it holds %q, %v", content, err)
 	}
+	// Pieces of little more than half a page take a page each.
+	big := make([]byte, 2049)
+	var more [2]int
+	if err := unix.Pipe2(more[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(more[0])
+	defer unix.Close(more[1])
+	for range 10 {
+		if _, err := unix.Write(more[1], big); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if content, err := copyOfPipe(more[0], 5*image.PageSize); err == nil {
+		t.Errorf("of ten pages of content %d pieces are copied", len(content))
+	}
 	r := NewTreeRestore(&image.Image{Pipes: []image.Pipe{{Bytes: 2 * most, Content: content}}}, nil)
 	defer r.Close()
 	made, err := r.pipe(0)

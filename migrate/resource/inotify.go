@@ -157,13 +157,17 @@ func (w watchedFile) path() string {
 	return ""
 }
 
+// unescape undoes what the kernel writes for characters that would be separators
+// (mangle_path, fs/seq_file.c).
+var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`, `\043`, "#")
+
 // mountPoints are where a device is mounted, by mountinfo (proc_pid_mountinfo(5)).
 func mountPoints(mountinfo string, device uint64) []string {
 	number := fmt.Sprintf("%d:%d", unix.Major(device), unix.Minor(device))
 	var points []string
 	for line := range strings.Lines(mountinfo) {
 		if words := strings.Fields(line); len(words) >= 5 && words[2] == number {
-			points = append(points, words[4])
+			points = append(points, unescape.Replace(words[4]))
 		}
 	}
 	return points

@@ -34,6 +34,9 @@ var landlock = processKind{
 				switch {
 				case errors.Is(err, unix.EPERM):
 					d.Block(migrate.CodeProcessState, "start it without its sandbox", "thread %d is in a Landlock domain, or confined by another security module", t.TID)
+				case errors.Is(err, unix.ESRCH) && len(d.Blockers) == 0: // somebody has killed it
+					clear(d.outsiders.pids)
+					return fmt.Errorf("what thread %d was to look at is gone: %w", t.TID, ErrTryAgain)
 				case err != nil && len(d.Blockers) == 0: // it is not, if it is in another PID namespace
 					return fmt.Errorf("thread %d cannot look at another process: %w", t.TID, err)
 				}

@@ -20,7 +20,7 @@ import (
 func checkMemory(c *Check, p *image.Process) {
 	memory, err := procfs.ReadMeminfo()
 	if err != nil {
-		c.Block(migrate.CodeMemory, "", "%v", err)
+		c.Block(migrate.CodeMemory, "see that the agent there can read /proc/meminfo", "%v", err)
 		return
 	}
 	needed := p.Memory.Resident

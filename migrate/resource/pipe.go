@@ -35,6 +35,10 @@ var pipeEnd = fileKind{
 		if p.Bytes, err = unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0); err != nil {
 			return fmt.Errorf("reading its capacity: %w", err)
 		}
+		if p.Bytes > mostPipe() {
+			d.Degrade(d.AllowDegraded, migrate.CodePrivilege, "raise fs.pipe-max-size, or give the agent CAP_SYS_RESOURCE",
+				"descriptor %d of process %d, a pipe of %d bytes, this agent may copy %d of them", o.fd, d.Proc.PID, p.Bytes, mostPipe())
+		}
 		if f.Flags&unix.O_ACCMODE == unix.O_WRONLY || p.Content != nil || d.Inspect {
 			return nil
 		}
@@ -44,7 +48,7 @@ var pipeEnd = fileKind{
 	check: func(c *Check, f *image.File) {
 		if p := &c.Image.Pipes[f.Pipe]; p.Bytes > mostPipe() {
 			c.Degrade(c.AllowDegraded, migrate.CodePrivilege, "raise fs.pipe-max-size there, or give the agent CAP_SYS_RESOURCE",
-				"a pipe of %d bytes, the agent there may make them of %d", p.Bytes, mostPipe())
+				"a pipe of %d bytes, the agent there may make them of %d, into which its content has to fit", p.Bytes, mostPipe())
 		}
 	},
 	open: func(r *TreeRestore, f *image.File) (int, error) {
@@ -100,30 +104,34 @@ func mostPipe() int {
 // pipeContent reads what is in a pipe and leaves it there: tee(2) makes
 // references in another pipe, which is then read.
 func pipeContent(fd, capacity int) ([][]byte, error) {
+	return copyOfPipe(fd, min(capacity, mostPipe()))
+}
+
+// copyOfPipe is pipeContent by way of a pipe of this size.
+func copyOfPipe(fd, size int) ([][]byte, error) {
 	var copied [2]int
 	if err := unix.Pipe2(copied[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, err
 	}
 	defer unix.Close(copied[0])
 	defer unix.Close(copied[1])
-	if most := mostPipe(); capacity > most {
-		held, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
-		if err != nil || held > most {
-			return nil, errors.Join(err, fmt.Errorf("%d bytes in a pipe, this agent may copy %d: give it CAP_SYS_RESOURCE, or raise fs.pipe-max-size", held, most))
-		}
-		capacity = most
+	if _, err := unix.FcntlInt(uintptr(copied[1]), unix.F_SETPIPE_SZ, size); err != nil {
+		return nil, fmt.Errorf("making a pipe of %d bytes: %w", size, err)
 	}
-	if _, err := unix.FcntlInt(uintptr(copied[1]), unix.F_SETPIPE_SZ, capacity); err != nil {
-		return nil, fmt.Errorf("making a pipe of %d bytes: %w", capacity, err)
-	}
-	if _, err := unix.Tee(fd, copied[1], capacity, unix.SPLICE_F_NONBLOCK); errors.Is(err, unix.EAGAIN) {
+	n, err := unix.Tee(fd, copied[1], math.MaxInt32, unix.SPLICE_F_NONBLOCK)
+	if errors.Is(err, unix.EAGAIN) {
 		return nil, nil
-	} else if err != nil {
+	}
+	if err != nil {
 		return nil, fmt.Errorf("copying what is in the pipe: %w", err)
+	}
+	// Pieces take pages, of which the copy may have fewer.
+	if held, err := unix.IoctlGetInt(fd, unix.TIOCINQ); err != nil || int64(held) != n {
+		return nil, errors.Join(err, fmt.Errorf("%d of %d bytes in a pipe fit into one of %d: raise fs.pipe-max-size, or give the agent CAP_SYS_RESOURCE", n, held, size))
 	}
 	var content [][]byte
 	for {
-		buf := make([]byte, capacity)
+		buf := make([]byte, size)
 		n, err := unix.Read(copied[0], buf)
 		if errors.Is(err, unix.EAGAIN) {
 			return content, nil
@@ -164,7 +172,7 @@ func (r *TreeRestore) pipe(index image.Index) ([2]int, error) {
 	}
 	for _, piece := range p.Content {
 		if n, err := unix.Write(ends[1], piece); err != nil || n != len(piece) {
-			return ends, fmt.Errorf("filling a pipe of %d bytes: %d of %d written: %w", p.Bytes, n, len(piece), err)
+			return ends, errors.Join(err, fmt.Errorf("filling a pipe that had %d bytes: %d of %d written", p.Bytes, n, len(piece)))
 		}
 	}
 	return ends, nil

@@ -83,7 +83,12 @@ func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 	// That a process was killed shows when its tracer has let go of all threads.
 	if killed := m.killed(); !killed {
 		errs = append(errs, lockErr)
-		m.resumed.Lost = lost(taken)
+		if m.resumed.Lost == "" { // another try knows nothing of them
+			m.resumed.Lost = lost(taken)
+		}
+		if m.resumed.Lost == "" && lockErr != nil {
+			m.resumed.Lost = lockErr.Error()
+		}
 	} else if m.still || m.recovered && frozenAt != 0 {
 		m.resumed.KilledAtSource = true
 	}

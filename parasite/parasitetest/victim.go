@@ -29,6 +29,8 @@ const (
 	// Confined is Busy below a seccomp filter that kills it for getppid(2) and
 	// for memory that is mapped executable.
 	Confined = "confined"
+	// Guarded is Steady below one that kills it for tkill(2).
+	Guarded = "guarded"
 	// Idle waits for its end and does nothing else.
 	Idle = "idle"
 )
@@ -37,6 +39,7 @@ var kinds = map[string]kind{
 	Busy:     busy,
 	Steady:   steady,
 	Confined: confined,
+	Guarded:  guarded,
 	Idle:     idle,
 }
 
@@ -92,6 +95,13 @@ func NeedRoot(t testing.TB) {
 // It is killed at the end of the test, if it still runs.
 func Start(t testing.TB, kind string) *Victim {
 	t.Helper()
+	// What it leaves of System V semaphores goes with it.
+	return StartIn(t, kind, syscall.CLONE_NEWIPC)
+}
+
+// StartIn starts a victim in new namespaces (CLONE_NEWIPC, ...).
+func StartIn(t testing.TB, kind string, namespaces uintptr) *Victim {
+	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	// Go preempts goroutines by signals, which make system calls return EINTR.
 	cmd.Env = append(os.Environ(), environment+"="+kind, "GODEBUG=asyncpreemptoff=1")
@@ -104,8 +114,7 @@ func Start(t testing.TB, kind string) *Victim {
 		t.Fatal(err)
 	}
 	cmd.Stderr = os.Stderr
-	// What it leaves of System V semaphores goes with it.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWIPC}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
