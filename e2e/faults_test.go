@@ -245,6 +245,9 @@ func (f *fault) kill(victim string) (back func() bool) {
 	if err := d.Kill(f.ctx); err != nil {
 		f.t.Fatal(err)
 	}
+	if f.held != nil && f.held.Log() == d.Log() {
+		f.held = nil // there is nobody to let go of any more
+	}
 	return func() bool {
 		if pid, err := d.PID(f.ctx); err != nil || pid == before {
 			return false
