@@ -36,7 +36,7 @@ func (s *Socket) end(fd int) (err error) {
 	if err := s.reached(fd); err != nil {
 		return err
 	}
-	return s.leaveRepair(fd, unix.TCP_REPAIR_OFF_NO_WP)
+	return s.leaveRepair(fd)
 }
 
 // former is the connection, shortly before its end.

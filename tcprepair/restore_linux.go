@@ -88,13 +88,13 @@ func (s *Socket) settle(fd int) error {
 	if err := setOptions(fd, s.Options, whileSilent); err != nil {
 		return err
 	}
-	return s.leaveRepair(fd, unix.TCP_REPAIR_OFF_NO_WP)
+	return s.leaveRepair(fd)
 }
 
 // leaveRepair ends repair mode and sets what it has kept from being set.
-func (s *Socket) leaveRepair(fd, how int) error {
+func (s *Socket) leaveRepair(fd int) error {
 	if !s.MPTCP {
-		if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, how); err != nil {
+		if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_OFF_NO_WP); err != nil {
 			return fmt.Errorf("leaving repair mode: %w", err)
 		}
 	}

@@ -39,9 +39,6 @@ func (s *segment) packet() []byte {
 	tcp[12] = headerBytes / 4 << 4
 	tcp[13] = s.flags
 	binary.BigEndian.PutUint16(tcp[14:], s.window)
-	// The pseudo header of both (RFC 9293, 3.1; RFC 8200, 8.1) sums up alike.
-	pseudo := append(append(from.AsSlice(), to.AsSlice()...), 0, protocolTCP, 0, headerBytes)
-	binary.BigEndian.PutUint16(tcp[16:], checksum(pseudo, tcp))
 
 	var ip []byte
 	if from.Is4() {
@@ -60,16 +57,36 @@ func (s *segment) packet() []byte {
 		copy(ip[8:], from.AsSlice())
 		copy(ip[24:], to.AsSlice())
 	}
-	return append(ip, tcp...)
+	packet := append(ip, tcp...)
+	Seal(packet, len(ip))
+	return packet
+}
+
+// Seal puts the checksum of its segment, which begins at the given place, into an
+// IP packet. One that was to be completed by a network card carries a part of it.
+func Seal(packet []byte, at int) {
+	const offset = 16 // in the TCP header
+	addresses := packet[12:20]
+	if packet[0]>>4 == 6 {
+		addresses = packet[8:40]
+	}
+	tcp := packet[at:]
+	binary.BigEndian.PutUint16(tcp[offset:], 0)
+	// The pseudo header of both (RFC 9293, 3.1; RFC 8200, 8.1) sums up alike.
+	rest := binary.BigEndian.AppendUint32([]byte{0, protocolTCP}, uint32(len(tcp)))
+	binary.BigEndian.PutUint16(tcp[offset:], checksum(addresses, rest, tcp))
 }
 
 // checksum is the internet checksum (RFC 1071) of parts, each of an even number
-// of bytes.
+// of bytes but for the last one.
 func checksum(parts ...[]byte) uint16 {
 	var sum uint32
 	for _, part := range parts {
-		for i := 0; i < len(part); i += 2 {
-			sum += uint32(binary.BigEndian.Uint16(part[i:]))
+		for ; len(part) >= 2; part = part[2:] {
+			sum += uint32(binary.BigEndian.Uint16(part))
+		}
+		if len(part) == 1 {
+			sum += uint32(part[0]) << 8
 		}
 	}
 	for sum > 0xffff {

@@ -6,13 +6,14 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/tcprepair"
 )
 
 const (
-	header4Bytes   = 20
-	header6Bytes   = 40
-	tcpBytes       = 20
-	checksumOffset = 16
+	header4Bytes = 20
+	header6Bytes = 40
+	tcpBytes     = 20
 )
 
 // segment is the IP packet at the beginning of what was captured, if it is a
@@ -74,7 +75,7 @@ func (s sender) close() {
 func (s sender) deliver(packets [][]byte) error {
 	var errs []error
 	for _, p := range packets {
-		seal(p)
+		tcprepair.Seal(p, tcpAt(p))
 		var err error
 		if p[0]>>4 == 4 {
 			err = unix.Sendto(s.fd4, p, 0, &unix.SockaddrInet4{Addr: [4]byte(p[16:20])})
@@ -86,33 +87,4 @@ func (s sender) deliver(packets [][]byte) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// seal computes the checksum: a packet that was to be completed by a network
-// card carries only a part of it.
-func seal(packet []byte) {
-	addresses := packet[12:20]
-	if packet[0]>>4 == 6 {
-		addresses = packet[8:40]
-	}
-	segment := packet[tcpAt(packet):]
-	binary.BigEndian.PutUint16(segment[checksumOffset:], 0)
-	// The pseudo header (RFC 9293, 3.1; RFC 8200, 8.1): both sum up alike.
-	sum := uint32(unix.IPPROTO_TCP) + uint32(len(segment)>>16) + uint32(len(segment)&0xffff)
-	sum = add(add(sum, addresses), segment)
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	binary.BigEndian.PutUint16(segment[checksumOffset:], ^uint16(sum))
-}
-
-// add adds bytes to a checksum (RFC 1071) that is not folded yet.
-func add(sum uint32, b []byte) uint32 {
-	for ; len(b) >= 2; b = b[2:] {
-		sum += uint32(binary.BigEndian.Uint16(b))
-	}
-	if len(b) == 1 {
-		sum += uint32(b[0]) << 8
-	}
-	return sum
 }
