@@ -155,6 +155,32 @@ func TestFreeze(t *testing.T) {
 	}
 }
 
+// TestWas: the id of a process that has ended is in use until its parent has
+// asked for its status, and nothing but this says so.
+func TestWas(t *testing.T) {
+	g := newGroup(t)
+	cmd := startIn(t, g)
+	pid := cmd.Process.Pid
+	if !g.Was(pid) || g.Was(os.Getpid()) {
+		t.Errorf("a process of the group: %v, this one: %v", g.Was(pid), g.Was(os.Getpid()))
+	}
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !g.Was(pid) {
+		t.Error("nothing is known of one that ended")
+	}
+	if _, err := cmd.Process.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if g.Was(pid) {
+		t.Error("its id is free")
+	}
+}
+
 func TestGroupThatIsNotThere(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")

@@ -202,6 +202,19 @@ func (g Group) Remove(ctx context.Context) error {
 	return nil
 }
 
+// Was reports whether a process has its id still, and was in a group of this
+// name when it ended, if it has. The id of one that has ended is in use until its
+// parent asks for its status; cgroup.procs does not list it, its own membership
+// stays, marked once the group is removed (cgroups(7), "/proc files").
+func (g Group) Was(pid int) bool {
+	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return false
+	}
+	within, err := parseMembership(string(content))
+	return err == nil && filepath.Base(strings.TrimSuffix(within, " (deleted)")) == filepath.Base(g.dir)
+}
+
 // notThere reports that a group does not exist, or not any more.
 func notThere(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 

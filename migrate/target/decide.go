@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -117,9 +118,7 @@ func (s *Shell) kill(ctx context.Context) error {
 	if err := s.group.Remove(ctx); err != nil {
 		return err
 	}
-	for _, pid := range pids {
-		awaitForgotten(ctx, pid)
-	}
+	s.awaitForgotten(ctx)
 	return nil
 }
 
@@ -127,14 +126,14 @@ func (s *Shell) kill(ctx context.Context) error {
 // status of its children.
 const forgetTimeout = time.Second
 
-// awaitForgotten waits until the id of a process that has ended is free again: the
-// next shell may want it.
-func awaitForgotten(ctx context.Context, pid int) {
+// awaitForgotten waits until the ids of the processes, which have ended, are free
+// again: the next shell may want them.
+func (s *Shell) awaitForgotten(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, forgetTimeout)
 	defer cancel()
 	ticker := time.NewTicker(time.Millisecond)
 	defer ticker.Stop()
-	for unix.Kill(pid, 0) == nil {
+	for slices.ContainsFunc(s.plan.PIDs, s.group.Was) {
 		select {
 		case <-ctx.Done():
 			return

@@ -148,7 +148,7 @@ func (h *Host) Recover(ctx context.Context, plan Plan, save func(Plan) error) (*
 	if err != nil {
 		return nil, err
 	}
-	if len(pids) > 0 && !plan.Prepared {
+	if !plan.Prepared {
 		if err := s.kill(ctx); err != nil {
 			return nil, fmt.Errorf("removing an unfinished shell: %w", err)
 		}

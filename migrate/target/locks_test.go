@@ -133,7 +133,7 @@ func beginMove(t *testing.T, host *source.Host, pid int) (*destination, *source.
 	t.Helper()
 	d := newDestination(t)
 	options := migrate.Options{}.WithDefaults()
-	d.reserve(host, pid, options)
+	d.reserve(inventoryOf(t, host, pid, options), options)
 	d.send(order{Do: "receive"})
 	wire := &freezeWire{Conn: d.pages}
 	m, err := host.Start(t.Context(), source.Config{

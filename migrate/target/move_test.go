@@ -71,7 +71,8 @@ type answer struct {
 	Ran      target.Ran
 }
 
-// serveDestination is the destination's agent. It is PID 1 of its namespace.
+// serveDestination is the destination's agent. It is PID 1 of its namespace, as a
+// rule.
 func serveDestination() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return err
@@ -156,6 +157,12 @@ type destination struct {
 
 func newDestination(t *testing.T) *destination {
 	t.Helper()
+	return startDestination(t, syscall.CLONE_NEWPID|syscall.CLONE_NEWNS)
+}
+
+// startDestination starts it in the given new namespaces.
+func startDestination(t *testing.T, namespaces uintptr) *destination {
+	t.Helper()
 	mount, err := freezer.Mount()
 	if err != nil {
 		t.Fatal(err)
@@ -175,7 +182,7 @@ func newDestination(t *testing.T) *destination {
 	cmd.Env = append(os.Environ(), roleVariable+"=destination", "PAGURUS_TEST_GROUPS="+groups)
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces}
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -307,7 +314,7 @@ func moveWhile(t *testing.T, host *source.Host, pid int, options migrate.Options
 	t.Helper()
 	ctx := t.Context()
 	d := newDestination(t)
-	d.reserve(host, pid, options)
+	d.reserve(inventoryOf(t, host, pid, options), options)
 	d.send(order{Do: "receive"})
 	m, err := host.Start(ctx, source.Config{
 		Migration: fmt.Sprintf("test-%d", pid), Epoch: 1, PID: pid, Options: options, Token: []byte("token"),
@@ -343,9 +350,8 @@ func moveWhile(t *testing.T, host *source.Host, pid int, options migrate.Options
 	return d
 }
 
-// reserve has the destination make the shell for a process.
-func (d *destination) reserve(host *source.Host, pid int, options migrate.Options) {
-	t := d.t
+// inventoryOf takes the inventory of a process.
+func inventoryOf(t *testing.T, host *source.Host, pid int, options migrate.Options) []byte {
 	t.Helper()
 	inspection, err := host.Inspect(t.Context(), source.Config{Migration: fmt.Sprintf("inspection-%d", pid), PID: pid, Options: options, Save: func(source.Plan) error { return nil }})
 	if err != nil {
@@ -358,8 +364,14 @@ func (d *destination) reserve(host *source.Host, pid int, options migrate.Option
 	if err != nil {
 		t.Fatal(err)
 	}
+	return inventory
+}
+
+// reserve has the destination make the shell for a process.
+func (d *destination) reserve(inventory []byte, options migrate.Options) {
+	d.t.Helper()
 	if a := d.do(order{Do: "reserve", Inventory: inventory, Options: options}); a.Error != "" || len(a.Blockers) > 0 {
-		t.Fatal("reserving:", a.Error, a.Blockers)
+		d.t.Fatal("reserving:", a.Error, a.Blockers)
 	}
 }
 
