@@ -9,8 +9,10 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 
 	"github.com/pagurus-project/pagurus/coordinator/member"
 	"github.com/pagurus-project/pagurus/coordinator/scheduler"
@@ -23,6 +25,7 @@ import (
 type conns struct {
 	credentials *trust.Credentials
 	group       *member.Group
+	began       time.Time
 
 	mu   sync.Mutex
 	open map[trust.Identity]dialled // nil once they are closed
@@ -36,8 +39,13 @@ type dialled struct {
 }
 
 func newConns(c *trust.Credentials, g *member.Group) *conns {
-	return &conns{credentials: c, group: g, open: map[trust.Identity]dialled{}}
+	return &conns{credentials: c, group: g, began: time.Now(), open: map[trust.Identity]dialled{}}
 }
+
+// introduction is how long after its start a server may have heard too little to
+// know who there is. It can be the leader by then, and whom it does not know is
+// not one who does not exist.
+const introduction = 5 * time.Second
 
 // Agent returns a client of a host's agent, which may be down.
 func (c *conns) Agent(host string) (migratev1.AgentClient, error) {
@@ -62,6 +70,9 @@ func (c *conns) Coordinator(name string) (migratev1.CoordinatorClient, error) {
 func (c *conns) to(id trust.Identity) (*grpc.ClientConn, error) {
 	m, ok := c.group.Member(id.Role, id.Name)
 	if !ok || m.Meta.GRPC == "" {
+		if time.Since(c.began) < introduction {
+			return nil, status.Errorf(codes.Unavailable, "nothing has been heard of %s yet", id)
+		}
 		return nil, fmt.Errorf("%s: %w", id, scheduler.ErrNoSuchHost)
 	}
 	c.mu.Lock()

@@ -11,7 +11,9 @@ import (
 	"testing"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
 
 	"github.com/pagurus-project/pagurus/coordinator/clustertest/certtest"
 	"github.com/pagurus-project/pagurus/coordinator/member"
@@ -45,6 +47,10 @@ func TestConns(t *testing.T) {
 	if again, err := conns.to(id); err != nil || again != first {
 		t.Errorf("a second connection to one agent: %v", err)
 	}
+	if _, err := conns.Agent("host-b"); status.Code(err) != codes.Unavailable {
+		t.Errorf("a connection to nobody, who may not have been heard yet: %v", err)
+	}
+	conns.began = conns.began.Add(-introduction)
 	if _, err := conns.Agent("host-b"); !errors.Is(err, scheduler.ErrNoSuchHost) {
 		t.Errorf("a connection to nobody: %v", err)
 	}
