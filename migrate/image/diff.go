@@ -95,8 +95,8 @@ func continues(old, now *Mapping) bool {
 // the same address.
 func (m *Mapping) distance() uint64 { return m.Start - m.Offset }
 
-// piece is the part of a mapping that lies in r.
-func (m *Mapping) piece(r AddressRange) Mapping {
+// Piece is the part of a mapping that lies in r.
+func (m *Mapping) Piece(r AddressRange) Mapping {
 	p := *m
 	p.Fresh = nil
 	if m.Backing == BackingFile || m.Backing == BackingObject {
@@ -120,5 +120,5 @@ func appendPiece(list []Mapping, m *Mapping, r AddressRange) []Mapping {
 		list[n-1].End = r.End
 		return list
 	}
-	return append(list, m.piece(r))
+	return append(list, m.Piece(r))
 }

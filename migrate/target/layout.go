@@ -81,9 +81,10 @@ func (s *Shell) applyMappings(ctx context.Context, p *process, wanted []image.Ma
 	if err := p.protect(ctx, wanted); err != nil {
 		return fmt.Errorf("protecting: %w", err)
 	}
+	before := p.mappings
 	p.mappings = wanted
 	s.memory.setProcess(pageserver.SpaceID(p.space), p, change.Unmap)
-	return nil
+	return s.closeSeams(ctx, p, before)
 }
 
 // protect gives mappings that stay and whose protection changed the one that
