@@ -134,7 +134,7 @@ func (a *Async) protectHoles(m *image.Mapping, c *Changes) error {
 	}
 	// What is no longer tracked is passed over, and fresh the next time.
 	const kinds = pageIsPresent | pageIsSwapped
-	arg := scanArg{flags: scanWPMatching, categoryMask: pageIsWritten, returnMask: kinds | a.returned()}
+	arg := scanArg{flags: scanWPMatching, categoryMask: pageIsWritten, returnMask: kinds | a.returned(m)}
 	found := Changes{}
 	met := subtract(clip(tablesOf(c.Content), m.AddressRange), a.tables)
 	for _, r := range met {
@@ -282,7 +282,7 @@ func (a *Async) final(m *image.Mapping) (Changes, error) {
 	var there []Range
 	rest := written
 	for _, w := range ask {
-		arg := scanArg{categoryAnyOfMask: pageIsPresent | pageIsSwapped, returnMask: a.returned()}
+		arg := scanArg{categoryAnyOfMask: pageIsPresent | pageIsSwapped, returnMask: a.returned(m)}
 		err := a.walk(w, arg, func(r *pageRegion) {
 			there = push(there, r.start, r.end)
 			for len(rest) > 0 && rest[0].End <= r.start {
@@ -318,17 +318,23 @@ func holding(m *image.Mapping) uint64 {
 	return pageIsPresent | pageIsSwapped
 }
 
-// returned are the categories that sort wants to know.
-func (a *Async) returned() uint64 {
+// returned are the categories that sort wants to know. Whether a page is a file's
+// the kernel learns from the page itself (pagemap_page_category,
+// fs/proc/task_mmu.c): several times the work that all else takes.
+func (a *Async) returned(m *image.Mapping) uint64 {
+	var categories uint64
 	if a.guards {
-		return pageIsFile | pageIsGuard
+		categories |= pageIsGuard
 	}
-	return pageIsFile
+	if copiesFile(m) {
+		categories |= pageIsFile
+	}
+	return categories
 }
 
 // scan walks over r and sorts what it finds into c.
 func (a *Async) scan(r Range, arg scanArg, m *image.Mapping, c *Changes) error {
-	arg.returnMask = a.returned()
+	arg.returnMask = a.returned(m)
 	return a.walk(r, arg, func(region *pageRegion) { c.sort(m, region) })
 }
 

@@ -7,7 +7,7 @@ type verdict int
 
 const (
 	verdictRound  verdict = iota // one more round
-	verdictFreeze                // the rest fits the downtime that is allowed
+	verdictFreeze                // the rest fits the downtime that is allowed, and is as little as it gets
 	verdictFutile                // it does not, and more rounds will not change that
 )
 
@@ -23,6 +23,10 @@ const (
 	leastGain    = 3
 	gainPercent  = 90
 	lengthsApart = 4
+	// Also when the rest fits, a round that promises to leave less than half of
+	// it is worth its while, as long as sending the rest takes a noticeable part
+	// of a freeze: one in so many.
+	noticeable = 8
 	// What was sent of a round tells the speed of the stream only if it is more
 	// than goes into buffers on the way.
 	tellingBytes = 4 << 20
@@ -44,6 +48,7 @@ type pace struct {
 	dirty    uint64        // bytes found by the last look
 	best     uint64        // least of dirty so far
 	stale    int           // rounds since best was beaten
+	halved   bool          // the last look found less than half of what the one before found
 }
 
 // looking tells that the page tables were looked at and how much had been written.
@@ -57,6 +62,7 @@ func (p *pace) looking(at time.Time, dirty uint64) {
 			p.stale++
 		}
 	}
+	p.halved = p.rounds > 0 && dirty < p.dirty/2
 	p.looked, p.dirty = at, dirty
 	p.rounds++
 }
@@ -105,6 +111,8 @@ func (p *pace) estimate(now time.Time) (time.Duration, bool) {
 func (p *pace) next(now time.Time) (verdict, string) {
 	left, known := p.estimate(now)
 	switch {
+	case known && left <= p.allowed && p.halved && left-p.fixed > left/noticeable && p.rounds < p.maxRounds:
+		return verdictRound, ""
 	// A process writes most of its pages at the beginning of an interval, and
 	// then the same again: what a long interval tells about a short one is too
 	// good to be true. The next interval will be as short as this one.

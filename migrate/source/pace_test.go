@@ -77,3 +77,18 @@ func TestPaceLimits(t *testing.T) {
 		t.Errorf("verdict %v after %d rounds", v, n)
 	}
 }
+
+// That the rest fits is not enough while the next round leaves less than half of it.
+func TestPaceHalves(t *testing.T) {
+	const ms, gib = time.Millisecond, 1 << 30
+	s := simulation{gib, gib, gib / 10, gib, ms}
+	p := pace{allowed: 50 * ms, maxRounds: 30, fixed: 5 * ms}
+	if v, n, cost := s.run(p); v != verdictFreeze || cost > p.fixed+ms || n > 6 {
+		t.Errorf("verdict %v after %d rounds: frozen then, it would stand still for %v", v, n, cost)
+	}
+	// The limit on rounds holds all the same.
+	p.maxRounds = 3
+	if v, n, _ := s.run(p); v != verdictFreeze || n != 3 {
+		t.Errorf("verdict %v after %d rounds, 3 are allowed", v, n)
+	}
+}
