@@ -1,0 +1,84 @@
+package address
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// ErrNoNetwork says that no device of this host is in an address's network.
+var ErrNoNetwork = errors.New("no device of this host is in its network")
+
+// Put gives the host an address, whose network has this prefix: shorter than all of
+// the address. To put one on that is there already is no error; a host that is not
+// in the network has ErrNoNetwork.
+func Put(p netip.Prefix) error {
+	device, err := deviceOf(p)
+	if err != nil {
+		return fmt.Errorf("address %s: %w", p, err)
+	}
+	// A host that begins to use an IPv6 address asks first whether anybody has it,
+	// for a second in which it cannot be used: who has it is known here.
+	err = netlink.AddrAdd(device, &netlink.Addr{IPNet: hostNet(p.Addr()), Flags: unix.IFA_F_NODAD})
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("putting %s on %s: %w", p, device.Attrs().Name, err)
+	}
+	return nil
+}
+
+// Remove takes an address away, from whatever device has it. To remove one that
+// is not there is no error.
+func Remove(a netip.Addr) error {
+	all, err := netlink.AddrList(nil, family(a))
+	if err != nil {
+		return fmt.Errorf("listing addresses: %w", err)
+	}
+	for i := range all {
+		if ones, bits := all[i].Mask.Size(); addrOf(all[i].IP) != a || ones != bits {
+			continue // somebody else's
+		}
+		device, err := netlink.LinkByIndex(all[i].LinkIndex)
+		if err == nil {
+			err = netlink.AddrDel(device, &netlink.Addr{IPNet: hostNet(a)})
+		}
+		if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("taking %s off: %w", a, err)
+		}
+	}
+	return nil
+}
+
+// deviceOf finds the device that has an address in the network of p.
+func deviceOf(p netip.Prefix) (netlink.Link, error) {
+	all, err := netlink.AddrList(nil, family(p.Addr()))
+	if err != nil {
+		return nil, fmt.Errorf("listing addresses: %w", err)
+	}
+	for i := range all {
+		if ones, _ := all[i].Mask.Size(); ones == p.Bits() && p.Masked().Contains(addrOf(all[i].IP)) {
+			return netlink.LinkByIndex(all[i].LinkIndex)
+		}
+	}
+	return nil, fmt.Errorf("%w %s", ErrNoNetwork, p.Masked())
+}
+
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return netlink.FAMILY_V4
+	}
+	return netlink.FAMILY_V6
+}
+
+func addrOf(ip net.IP) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	return a.Unmap()
+}
+
+// hostNet is the address with the prefix that has nobody else in it.
+func hostNet(a netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
+}
