@@ -30,6 +30,7 @@ type Agent struct {
 	grpc         *grpc.Server
 	pageAddress  string
 	looks        *looks
+	addresses    *serviceAddresses
 
 	// stopping ends when the agent is to stop in good order, alive when it
 	// does nothing any more. Contexts of the whole agent, not of a call.
@@ -65,8 +66,8 @@ func Start(c Config) (_ *Agent, err error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	if c.Source == nil || c.Target == nil {
-		return nil, errors.New("both engines are needed")
+	if c.Source == nil || c.Target == nil || c.Addresses == nil {
+		return nil, errors.New("both engines and a way to put on addresses are needed")
 	}
 	if c.Timing == (Timing{}) {
 		c.Timing = DefaultTiming()
@@ -94,6 +95,9 @@ func Start(c Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	if err := a.undoInspections(); err != nil {
+		return nil, err
+	}
+	if a.addresses, err = a.openAddresses(); err != nil {
 		return nil, err
 	}
 

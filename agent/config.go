@@ -32,6 +32,8 @@ type Config struct {
 	// them comes after looking at the configuration.
 	Source Source
 	Target Target
+	// Addresses puts service addresses on this host.
+	Addresses Addresses
 
 	Timing  Timing
 	Version string

@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"testing"
@@ -32,6 +33,8 @@ type machine struct {
 	killed    bool   // the frozen copy was killed by somebody
 	lost      string // what a process that was frozen runs on without
 	dead      *gate  // at which an agent was killed
+	addresses map[netip.Addr]bool
+	announced []netip.Addr
 }
 
 // A gate holds an engine up at a step until the test lets it through.
@@ -43,6 +46,7 @@ type gate struct {
 func newMachine(t testing.TB, name string, running ...int) *machine {
 	m := &machine{
 		t: t, name: name, processes: map[int]string{}, failing: map[string]int{}, gates: map[string]*gate{},
+		addresses: map[netip.Addr]bool{},
 	}
 	for _, pid := range running {
 		m.processes[pid] = "running"
@@ -120,6 +124,44 @@ func (m *machine) must(want map[int]string) {
 	if !maps.Equal(m.processes, want) {
 		m.t.Errorf("%s has %v, want %v", m.name, m.processes, want)
 	}
+}
+
+// fakeAddresses are the machine's service addresses.
+type fakeAddresses struct{ machine *machine }
+
+func (f fakeAddresses) Check(p netip.Prefix) error {
+	if p.Bits() != 24 {
+		return errors.New("no device of this host is in its network")
+	}
+	return nil
+}
+
+func (f fakeAddresses) Put(p netip.Prefix) (bool, error) {
+	if err := f.machine.step(context.Background(), "put "+p.Addr().String()); err != nil {
+		return false, err
+	}
+	f.machine.mu.Lock()
+	defer f.machine.mu.Unlock()
+	put := !f.machine.addresses[p.Addr()]
+	f.machine.addresses[p.Addr()] = true
+	return put, nil
+}
+
+func (f fakeAddresses) Remove(a netip.Addr) error {
+	if err := f.machine.step(context.Background(), "remove "+a.String()); err != nil {
+		return err
+	}
+	f.machine.mu.Lock()
+	defer f.machine.mu.Unlock()
+	delete(f.machine.addresses, a)
+	return nil
+}
+
+func (f fakeAddresses) Announce(_ context.Context, p netip.Prefix) error {
+	f.machine.mu.Lock()
+	defer f.machine.mu.Unlock()
+	f.machine.announced = append(f.machine.announced, p.Addr())
+	return nil
 }
 
 type fakePlan struct {

@@ -21,6 +21,7 @@ import (
 //	STATE_DIR/migrations/ID-source.json     an entry
 //	STATE_DIR/migrations/ID-target.json
 //	STATE_DIR/inspections/ID.json           a plan of the engine
+//	STATE_DIR/addresses.json                service addresses: see serviceAddresses
 //	STATE_DIR/hold                          of tests: see hold
 //
 // An entry is replaced by rename, so that it is the old one or the new one

@@ -71,7 +71,7 @@ func (c *conns) to(id trust.Identity) (*grpc.ClientConn, error) {
 	m, ok := c.group.Member(id.Role, id.Name)
 	if !ok || m.Meta.GRPC == "" {
 		if time.Since(c.began) < introduction {
-			return nil, status.Errorf(codes.Unavailable, "nothing has been heard of %s yet", id)
+			return nil, status.Errorf(codes.Unavailable, "nothing has been heard of %s yet", id.Name)
 		}
 		return nil, fmt.Errorf("%s: %w", id, scheduler.ErrNoSuchHost)
 	}

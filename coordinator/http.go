@@ -84,6 +84,7 @@ func (s *Server) routes() http.Handler {
 	there := leaderAPI{here, config, humago.NewAdapter(leader, "")}
 	s.registerMigrations(there)
 	s.registerHosts(there)
+	s.registerAddresses(there)
 	leader.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, http.StatusNotFound, api.CodeNotFound, fmt.Sprintf("there is no %s %s", r.Method, r.URL.Path))
 	})

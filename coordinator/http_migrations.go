@@ -30,10 +30,13 @@ func answer[T any](body T, err error) (*document[T], error) {
 // problemOf says in HTTP what went wrong. What has no words of its own is a
 // leader that was lost on the way, which is worth another try.
 func problemOf(err error) error {
-	var problem *api.Error
-	switch {
-	case errors.As(err, &problem):
+	if problem, ok := errors.AsType[*api.Error](err); ok {
 		return problem
+	}
+	if problem := problemOfAddress(err); problem != nil {
+		return problem
+	}
+	switch {
 	case errors.Is(err, scheduler.ErrNoSuchMigration), errors.Is(err, scheduler.ErrNoSuchHost):
 		return newProblem(http.StatusNotFound, api.CodeNotFound, err.Error())
 	case errors.Is(err, scheduler.ErrTooLate):

@@ -104,6 +104,40 @@ func TestRequests(t *testing.T) {
 		}
 	})
 
+	t.Run("addresses", func(t *testing.T) {
+		const service = "10.0.0.100/24"
+		a, err := client.AddAddress(t.Context(), api.AddressRequest{Address: service, Host: "host-a"})
+		if err != nil || a.Prefix.String() != service || a.Host != "host-a" || a.Since.IsZero() || a.Leaving {
+			t.Fatalf("got %+v, %v", a, err)
+		}
+		for request, want := range map[api.AddressRequest]string{
+			{Address: service, Host: "host-b"}:         api.CodeAddressTaken,
+			{Address: "10.0.0.101/16", Host: "host-b"}: api.CodeAddressUnfit,
+			{Address: "10.0.0.101/24", Host: "host-x"}: api.CodeNotFound,
+			{Address: "10.0.0.101", Host: "host-b"}:    api.CodeInvalid,
+			{Address: "127.0.0.2/8", Host: "host-b"}:   api.CodeInvalid,
+			{Address: "10.0.0.101/24"}:                 api.CodeInvalid,
+		} {
+			if _, err := client.AddAddress(t.Context(), request); code(err) != want {
+				t.Errorf("%+v: %v", request, err)
+			}
+		}
+		if list, err := client.Addresses(t.Context()); err != nil || len(list) != 1 || !cmp.Equal(list[0].Since, a.Since) || list[0].Host != "host-a" {
+			t.Errorf("got %+v, %v", list, err)
+		}
+		for _, wrong := range []string{"10.0.0.101", "here"} {
+			if _, err := client.RemoveAddress(t.Context(), wrong); code(err) != api.CodeNotFound && code(err) != api.CodeInvalid {
+				t.Errorf("%s: %v", wrong, err)
+			}
+		}
+		if a, err := client.RemoveAddress(t.Context(), "10.0.0.100"); err != nil || a.Host != "host-a" || a.Leaving {
+			t.Errorf("got %+v, %v", a, err)
+		}
+		if list, err := client.Addresses(t.Context()); err != nil || len(list) != 0 {
+			t.Errorf("got %+v, %v", list, err)
+		}
+	})
+
 	t.Run("check", func(t *testing.T) {
 		check, err := client.Check(t.Context(), api.CheckRequest{PID: 7, From: "host-a", To: "host-b"})
 		if err != nil || !check.Movable || len(check.Tree) != 1 || check.Tree[0].Host != "host-a" {

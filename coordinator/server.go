@@ -16,6 +16,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/pagurus-project/pagurus/coordinator/addresses"
 	"github.com/pagurus-project/pagurus/coordinator/logline"
 	"github.com/pagurus-project/pagurus/coordinator/member"
 	"github.com/pagurus-project/pagurus/coordinator/replog"
@@ -32,6 +33,7 @@ type Server struct {
 	conns     *conns
 	log       *replog.Log
 	scheduler *scheduler.Scheduler
+	addresses *addresses.Keeper
 	grpc      *grpc.Server
 	http      *http.Server
 	httpAddr  net.Addr
@@ -101,6 +103,7 @@ func Start(c Config) (_ *Server, err error) {
 	// log: what a snapshot tells before there is a scheduler is read when it
 	// begins to lead.
 	var tell atomic.Pointer[scheduler.Scheduler]
+	var tellAddresses atomic.Pointer[addresses.Keeper]
 	s.log, err = replog.Open(replog.Config{
 		Name: c.Name, Dir: filepath.Join(c.DataDir, "raft"), Listener: raftListener, Credentials: c.Credentials,
 		Address: func(name string) (string, bool) {
@@ -113,6 +116,11 @@ func Start(c Config) (_ *Server, err error) {
 				sched.Changed(r, outstanding)
 			}
 		},
+		AddressesChanged: func() {
+			if keeper := tellAddresses.Load(); keeper != nil {
+				keeper.Changed()
+			}
+		},
 	})
 	if err != nil {
 		return nil, err
@@ -120,6 +128,8 @@ func Start(c Config) (_ *Server, err error) {
 	s.closeLast("log", s.log.Close)
 	s.scheduler = scheduler.New(s.log, s.conns, c.Timing, s.logger)
 	tell.Store(s.scheduler)
+	s.addresses = addresses.New(s.log, s.conns, s.logger)
+	tellAddresses.Store(s.addresses)
 
 	s.serveGRPC(grpcListener)
 	if err := s.serveHTTP(httpListener); err != nil {
@@ -135,6 +145,7 @@ func Start(c Config) (_ *Server, err error) {
 func (s *Server) lead(ctx context.Context, term uint64) {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.addServers(ctx) })
+	wg.Go(func() { s.addresses.Lead(ctx, term) })
 	s.scheduler.Lead(ctx, term)
 	wg.Wait()
 }

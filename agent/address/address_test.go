@@ -177,9 +177,9 @@ func TestPut(t *testing.T) {
 				}
 				return false
 			}
-			for range 2 {
-				if err := Put(n.service); err != nil || !has() {
-					t.Fatalf("put: %v, there: %v", err, has())
+			for _, want := range []bool{true, false} {
+				if put, err := Put(n.service); err != nil || put != want || !has() {
+					t.Fatalf("put: %v, %v, there: %v", put, err, has())
 				}
 			}
 			if state, at := n.ask(); state&netlink.NUD_FAILED != 0 || !bytes.Equal(at, n.device.Attrs().HardwareAddr) {
@@ -192,10 +192,13 @@ func TestPut(t *testing.T) {
 			}
 			// What the host has for itself is not a service address.
 			own := n.service.Masked().Addr().Next()
+			if err := Check(netip.PrefixFrom(own, n.service.Bits())); err == nil {
+				t.Errorf("%s can be a service address", own)
+			}
 			if err := Remove(own); err != nil {
 				t.Fatal(err)
 			}
-			if err := Put(n.service); err != nil {
+			if err := Check(n.service); err != nil {
 				t.Errorf("the host's own address is gone: %v", err)
 			}
 		})
@@ -205,7 +208,10 @@ func TestPut(t *testing.T) {
 func TestPutElsewhere(t *testing.T) {
 	newNetwork(t, services[0])
 	for _, elsewhere := range []string{"10.8.0.100/24", "10.9.0.100/16", "fd00:8::100/64"} {
-		if err := Put(netip.MustParsePrefix(elsewhere)); !errors.Is(err, ErrNoNetwork) {
+		if _, err := Put(netip.MustParsePrefix(elsewhere)); !errors.Is(err, ErrNoNetwork) {
+			t.Errorf("%s: %v", elsewhere, err)
+		}
+		if err := Check(netip.MustParsePrefix(elsewhere)); !errors.Is(err, ErrNoNetwork) {
 			t.Errorf("%s: %v", elsewhere, err)
 		}
 	}
@@ -215,11 +221,11 @@ func TestSilence(t *testing.T) {
 	for _, service := range services {
 		t.Run(service, func(t *testing.T) {
 			n := newNetwork(t, service)
-			if err := Put(n.service); err != nil {
+			if _, err := Put(n.service); err != nil {
 				t.Fatal(err)
 			}
 			other := n.service.Addr().Next()
-			if err := Put(netip.PrefixFrom(other, n.service.Bits())); err != nil {
+			if _, err := Put(netip.PrefixFrom(other, n.service.Bits())); err != nil {
 				t.Fatal(err)
 			}
 			// The neighbour gives up sooner than after three seconds.
@@ -266,7 +272,7 @@ func TestAnnounce(t *testing.T) {
 	for _, service := range services {
 		t.Run(service, func(t *testing.T) {
 			n := newNetwork(t, service)
-			if err := Put(n.service); err != nil {
+			if _, err := Put(n.service); err != nil {
 				t.Fatal(err)
 			}
 			if err := n.neighbour(func(device netlink.Link) error {
@@ -278,10 +284,26 @@ func TestAnnounce(t *testing.T) {
 				t.Fatal(err)
 			}
 			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			if err := Announce(ctx, n.service, cancel); err != nil {
+			announced := make(chan error)
+			here, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
 				t.Fatal(err)
 			}
+			defer unix.Close(here)
+			go func() {
+				runtime.LockOSThread()
+				if err := unix.Setns(here, unix.CLONE_NEWNET); err != nil {
+					announced <- err
+					return
+				}
+				announced <- Announce(ctx, n.service)
+			}()
+			defer func() {
+				cancel()
+				if err := <-announced; err != nil {
+					t.Error(err)
+				}
+			}()
 			deadline := time.Now().Add(20 * time.Second)
 			var at net.HardwareAddr
 			for !bytes.Equal(at, n.device.Attrs().HardwareAddr) && time.Now().Before(deadline) {

@@ -20,24 +20,21 @@ var pauses = []time.Duration{
 }
 
 // Announce tells the neighbours that an address is here, at once and a few times
-// more within eight seconds, or until ctx ends. first is called when the first
-// announcement is out.
-func Announce(ctx context.Context, p netip.Prefix, first func()) error {
-	if err := announceOnce(p); err != nil {
-		return fmt.Errorf("announcing %s: %w", p.Addr(), err)
-	}
-	first()
-	for _, pause := range pauses {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(pause):
-		}
+// more within eight seconds, or until ctx ends.
+func Announce(ctx context.Context, p netip.Prefix) error {
+	for n := 0; ; n++ {
 		if err := announceOnce(p); err != nil {
 			return fmt.Errorf("announcing %s: %w", p.Addr(), err)
 		}
+		if n == len(pauses) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pauses[n]):
+		}
 	}
-	return nil
 }
 
 func announceOnce(p netip.Prefix) error {

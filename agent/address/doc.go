@@ -2,9 +2,9 @@
 // the host silent about them, and tells the network when one has arrived. A
 // service address is the local end of connections, and goes where they go.
 //
-//	Put ──▶ Announce          the host answers for it, and the neighbours know
-//	Silence ──▶ ... ──▶ Speak while it is undecided which of two hosts has it,
-//	                          neither answers who asks for it
+//	Check ──▶ Put ──▶ Announce   the host answers for it, and the neighbours know
+//	Silence ──▶ ... ──▶ Speak    while it is undecided which of two hosts has it,
+//	                             neither answers who asks for it
 //	Remove
 //
 // An address is put on as a host route (/32, /128) of the device whose network it

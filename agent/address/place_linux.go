@@ -13,21 +13,42 @@ import (
 // ErrNoNetwork says that no device of this host is in an address's network.
 var ErrNoNetwork = errors.New("no device of this host is in its network")
 
+// Check reports what keeps the host from having an address whose network has this
+// prefix: ErrNoNetwork, or that the host has the address for itself.
+func Check(p netip.Prefix) error {
+	if _, err := deviceOf(p); err != nil {
+		return fmt.Errorf("address %s: %w", p, err)
+	}
+	all, err := netlink.AddrList(nil, family(p.Addr()))
+	if err != nil {
+		return fmt.Errorf("listing addresses: %w", err)
+	}
+	for i := range all {
+		if ones, bits := all[i].Mask.Size(); addrOf(all[i].IP) == p.Addr() && ones != bits {
+			return fmt.Errorf("%s is the host's own", p.Addr())
+		}
+	}
+	return nil
+}
+
 // Put gives the host an address, whose network has this prefix: shorter than all of
-// the address. To put one on that is there already is no error; a host that is not
-// in the network has ErrNoNetwork.
-func Put(p netip.Prefix) error {
+// the address. One that is there already is not put on, which is no error; a host
+// that is not in the network has ErrNoNetwork.
+func Put(p netip.Prefix) (put bool, err error) {
 	device, err := deviceOf(p)
 	if err != nil {
-		return fmt.Errorf("address %s: %w", p, err)
+		return false, fmt.Errorf("address %s: %w", p, err)
 	}
 	// A host that begins to use an IPv6 address asks first whether anybody has it,
 	// for a second in which it cannot be used: who has it is known here.
 	err = netlink.AddrAdd(device, &netlink.Addr{IPNet: hostNet(p.Addr()), Flags: unix.IFA_F_NODAD})
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("putting %s on %s: %w", p, device.Attrs().Name, err)
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("putting %s on %s: %w", p, device.Attrs().Name, err)
 	}
-	return nil
+	return true, nil
 }
 
 // Remove takes an address away, from whatever device has it. To remove one that

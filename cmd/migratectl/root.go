@@ -75,7 +75,7 @@ Exit codes: 0 done, 1 wrong usage or no answer, 2 refused and nothing touched,
 	root.AddCommand(
 		newMove(s), newCheck(s), newPs(s), newHosts(s),
 		newMigrations(s), newShow(s), newWatch(s), newCancel(s),
-		newLab(s),
+		newAddress(s), newLab(s),
 	)
 	return root
 }

@@ -130,6 +130,24 @@ func (c *Client) Hosts(ctx context.Context) ([]migrate.Host, error) {
 	return list.Hosts, err
 }
 
+// Addresses lists the service addresses.
+func (c *Client) Addresses(ctx context.Context) ([]migrate.Address, error) {
+	list, err := do[Addresses](ctx, c, http.MethodGet, "/v1/addresses", nil)
+	return list.Addresses, err
+}
+
+// AddAddress gives a host a service address; see CodeAddressTaken and
+// CodeAddressUnfit.
+func (c *Client) AddAddress(ctx context.Context, req AddressRequest) (migrate.Address, error) {
+	return do[migrate.Address](ctx, c, http.MethodPost, "/v1/addresses", req)
+}
+
+// RemoveAddress takes a service address away. If it is leaving then, its host has
+// not answered and will be told when it is back.
+func (c *Client) RemoveAddress(ctx context.Context, address string) (migrate.Address, error) {
+	return do[migrate.Address](ctx, c, http.MethodDelete, "/v1/addresses/"+url.PathEscape(address), nil)
+}
+
 // Processes lists the processes of one host or, if that is empty, of all.
 func (c *Client) Processes(ctx context.Context, host string) (Processes, error) {
 	path := "/v1/processes"

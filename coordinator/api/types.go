@@ -34,6 +34,17 @@ type Hosts struct {
 	Hosts []migrate.Host `json:"hosts"`
 }
 
+// Addresses is a list of service addresses in order.
+type Addresses struct {
+	Addresses []migrate.Address `json:"addresses"`
+}
+
+// AddressRequest gives a host a service address.
+type AddressRequest struct {
+	Address string `json:"address" maxLength:"64" doc:"with the length of its network's prefix, as in 10.0.0.100/24"`
+	Host    string `json:"host" minLength:"1" maxLength:"63" doc:"the host that is to have it, which is in that network"`
+}
+
 // Processes is a list of processes by host and PID.
 type Processes struct {
 	Processes []migrate.Process `json:"processes"`
@@ -89,6 +100,9 @@ const (
 	CodeNoLeader    = "no-leader"   // no server leads at present, or the leader was lost: try again
 	CodeUnreachable = "unreachable" // a host does not answer
 	CodeInternal    = "internal"
+
+	CodeAddressTaken = "address-taken" // there is such a service address
+	CodeAddressUnfit = "address-unfit" // the host cannot have this service address
 )
 
 // Error is a request that failed, as problem+json.

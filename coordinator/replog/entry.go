@@ -64,50 +64,63 @@ func encodeEntry(id string, event migrate.Event) ([]byte, error) {
 	return data, nil
 }
 
-// decodeEntry is the reverse of encodeEntry.
-func decodeEntry(data []byte) (id string, event migrate.Event, err error) {
+// A command is what an entry holds: an event of a migration, or of an address.
+type command struct {
+	id      string // of the migration
+	event   migrate.Event
+	address migrate.AddressEvent
+}
+
+// decodeEntry is the reverse of encodeEntry and encodeAddress.
+func decodeEntry(data []byte) (command, error) {
 	var entry raftlogv1.Entry
 	if err := proto.Unmarshal(data, &entry); err != nil {
-		return "", nil, fmt.Errorf("%w: %w", errUnreadable, err)
+		return command{}, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
-	id, at := entry.GetMigration(), timeOf(entry.GetAt())
+	if event, ok, err := decodeAddress(&entry); ok || err != nil {
+		return command{address: event}, err
+	}
+	event, err := decodeEvent(&entry)
+	return command{id: entry.GetMigration(), event: event}, err
+}
+
+func decodeEvent(entry *raftlogv1.Entry) (migrate.Event, error) {
+	at := timeOf(entry.GetAt())
 	switch e := entry.GetEvent().(type) {
 	case *raftlogv1.Entry_Created:
 		m := e.Created
-		event = migrate.Created{
-			ID: id, Key: m.GetKey(), PID: int(m.GetPid()), From: m.GetFrom(), To: m.GetTo(),
+		return migrate.Created{
+			ID: entry.GetMigration(), Key: m.GetKey(), PID: int(m.GetPid()), From: m.GetFrom(), To: m.GetTo(),
 			Options: optionsFromProto(m.GetOptions()), Blockers: findingsFromProto(m.GetBlockers()), At: at,
-		}
+		}, nil
 	case *raftlogv1.Entry_PreflightDone:
 		m := e.PreflightDone
-		event = migrate.PreflightDone{
+		return migrate.PreflightDone{
 			Epoch: m.GetEpoch(), Command: m.GetCommand(), Blockers: findingsFromProto(m.GetBlockers()),
 			Warnings: findingsFromProto(m.GetWarnings()), PhasesMS: m.GetPhasesMs(), Reserved: m.GetReserved(), At: at,
-		}
+		}, nil
 	case *raftlogv1.Entry_Decided:
 		m := e.Decided
-		event = migrate.Decided{
+		return migrate.Decided{
 			Decision: migrate.Decision(m.GetDecision()), Reason: m.GetReason(), Blockers: findingsFromProto(m.GetBlockers()),
 			Prepared: m.GetPrepared(), Promised: m.GetPromised(), Measured: measuredFromProto(m.GetMeasured()),
 			Rehearsed: m.GetRehearsed(), Source: migrate.Outcome(m.GetSource()), Lost: m.GetLost(), At: at,
-		}
+		}, nil
 	case *raftlogv1.Entry_Running:
-		event = migrate.Running{DowntimeMS: e.Running.GetDowntimeMs(), PhasesMS: e.Running.GetPhasesMs()}
+		return migrate.Running{DowntimeMS: e.Running.GetDowntimeMs(), PhasesMS: e.Running.GetPhasesMs()}, nil
 	case *raftlogv1.Entry_NeverRan:
-		event = migrate.NeverRan{Reason: e.NeverRan.GetReason(), At: at}
+		return migrate.NeverRan{Reason: e.NeverRan.GetReason(), At: at}, nil
 	case *raftlogv1.Entry_Fenced:
-		event = migrate.Fenced{By: e.Fenced.GetBy(), At: at}
+		return migrate.Fenced{By: e.Fenced.GetBy(), At: at}, nil
 	case *raftlogv1.Entry_SourceSettled:
 		m := e.SourceSettled
-		event = migrate.SourceSettled{
+		return migrate.SourceSettled{
 			Outcome: migrate.Outcome(m.GetOutcome()), DowntimeMS: m.GetDowntimeMs(), PhasesMS: m.GetPhasesMs(), Lost: m.GetLost(), At: at,
-		}
+		}, nil
 	case *raftlogv1.Entry_TargetSettled:
-		event = migrate.TargetSettled{Outcome: migrate.Outcome(e.TargetSettled.GetOutcome())}
+		return migrate.TargetSettled{Outcome: migrate.Outcome(e.TargetSettled.GetOutcome())}, nil
 	case *raftlogv1.Entry_Forgotten:
-		event = migrate.Forgotten{}
-	default:
-		return "", nil, fmt.Errorf("%w: an event of a kind that it does not know", errUnreadable)
+		return migrate.Forgotten{}, nil
 	}
-	return id, event, nil
+	return nil, fmt.Errorf("%w: an event of a kind that it does not know", errUnreadable)
 }

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -52,6 +54,13 @@ var (
 		Command: "sleep", Reason: "r", Blockers: findings, Warnings: findings, Source: migrate.OutcomeResumed,
 		Target: migrate.OutcomeReleased, Forgotten: true, Measured: measured, Created: at, Ended: at.Add(time.Second),
 	}
+	prefix        = netip.MustParsePrefix("10.0.0.100/24")
+	addressEvents = []migrate.AddressEvent{
+		migrate.AddressAdded{Prefix: prefix, Host: "a", At: at},
+		migrate.AddressLeaving{Address: prefix.Addr()},
+		migrate.AddressRemoved{Address: prefix.Addr()},
+	}
+	address = migrate.Address{Prefix: prefix, Host: "a", Since: at, Leaving: true}
 )
 
 // complete fails for a field without a value: a new field of an event or
@@ -59,7 +68,7 @@ var (
 func complete(t *testing.T, name string, v reflect.Value) {
 	t.Helper()
 	switch {
-	case v.Type() == reflect.TypeFor[time.Time]():
+	case slices.Contains([]reflect.Type{reflect.TypeFor[time.Time](), reflect.TypeFor[netip.Addr](), reflect.TypeFor[netip.Prefix]()}, v.Type()):
 	case v.Kind() == reflect.Struct:
 		for i := range v.NumField() {
 			complete(t, name+"."+v.Type().Field(i).Name, v.Field(i))
@@ -81,14 +90,14 @@ func TestEventsComeBack(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			id, got, err := decodeEntry(data)
+			got, err := decodeEntry(data)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if id != "m1" {
-				t.Errorf("migration %q", id)
+			if got.id != "m1" || got.address != nil {
+				t.Errorf("migration %q, address %v", got.id, got.address)
 			}
-			if diff := cmp.Diff(event, got); diff != "" {
+			if diff := cmp.Diff(event, got.event); diff != "" {
 				t.Error(diff)
 			}
 		})
@@ -104,11 +113,11 @@ func TestFilesOfEarlierReleases(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, got, err := decodeEntry(data)
+		got, err := decodeEntry(data)
 		if err != nil {
 			t.Fatalf("%s: %v", path, err)
 		}
-		if diff := cmp.Diff(withoutLater(event), got); diff != "" {
+		if diff := cmp.Diff(withoutLater(event), got.event); diff != "" {
 			t.Errorf("%s: %s", path, diff)
 		}
 	}
@@ -116,7 +125,7 @@ func TestFilesOfEarlierReleases(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := newFSM(10, func(migrate.Record, []migrate.Effect) {})
+	f := newFSM(10, func(migrate.Record, []migrate.Effect) {}, func() {})
 	if err := f.Restore(readCloser(data)); err != nil {
 		t.Fatal(err)
 	}
@@ -138,19 +147,68 @@ func withoutLater(event migrate.Event) migrate.Event {
 	return event
 }
 
+func TestAddressEventsComeBack(t *testing.T) {
+	for _, event := range addressEvents {
+		complete(t, fmt.Sprintf("%T", event), reflect.ValueOf(event))
+		got, err := decodeEntry(encode(t, command{address: event}))
+		if diff := cmp.Diff(event, got.address, cmp.Comparer(equalAddr), cmp.Comparer(equalPrefix)); err != nil || diff != "" {
+			t.Errorf("%v %s", err, diff)
+		}
+		path := filepath.Join("testdata", "entries", reflect.TypeOf(event).Name()+".bin")
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err = decodeEntry(data); err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		if diff := cmp.Diff(event, got.address, cmp.Comparer(equalAddr), cmp.Comparer(equalPrefix)); diff != "" {
+			t.Errorf("%s: %s", path, diff)
+		}
+	}
+	complete(t, "address", reflect.ValueOf(address))
+	got, err := addressFromProto(addressToProto(address))
+	if diff := cmp.Diff(address, got, cmp.Comparer(equalAddr), cmp.Comparer(equalPrefix)); err != nil || diff != "" {
+		t.Errorf("%v %s", err, diff)
+	}
+}
+
+func equalAddr(a, b netip.Addr) bool     { return a == b }
+func equalPrefix(a, b netip.Prefix) bool { return a == b }
+
 func TestDecodeRefuses(t *testing.T) {
 	unknown, err := proto.Marshal(&raftlogv1.Entry{Migration: "m1"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, data := range [][]byte{nil, {0xff}, unknown} {
-		if _, _, err := decodeEntry(data); !errors.Is(err, errUnreadable) {
+	nowhere, err := proto.Marshal(&raftlogv1.Entry{Event: &raftlogv1.Entry_AddressAdded{AddressAdded: &raftlogv1.AddressAdded{Prefix: "10.0.0.1/8"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nothing, err := proto.Marshal(&raftlogv1.Entry{Event: &raftlogv1.Entry_AddressRemoved{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, data := range [][]byte{nil, {0xff}, unknown, nowhere, nothing} {
+		if _, err := decodeEntry(data); !errors.Is(err, errUnreadable) {
 			t.Errorf("%x: %v", data, err)
 		}
 	}
 	if _, err := encodeEntry("m1", nil); err == nil {
 		t.Error("no event was encoded")
 	}
+}
+
+func encode(t testing.TB, c command) []byte {
+	t.Helper()
+	data, err := encodeEntry(c.id, c.event)
+	if c.address != nil {
+		data, err = encodeAddress(c.address)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }
 
 // FuzzDecodeEntry: no bytes make the decoder or the ledger panic, and what is
@@ -163,27 +221,27 @@ func FuzzDecodeEntry(f *testing.F) {
 		}
 		f.Add(data)
 	}
+	for _, event := range addressEvents {
+		f.Add(encode(f, command{address: event}))
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		id, event, err := decodeEntry(data)
+		c, err := decodeEntry(data)
 		if err != nil {
 			return
 		}
-		ledger := migrate.NewLedger(1)
-		ledger.Restore(record)
-		_, _, _ = ledger.Apply(id, event)
-
-		again, err := encodeEntry(id, event)
-		if err != nil {
-			t.Fatal(err)
+		if c.address != nil {
+			_, _ = migrate.NewAddresses().Apply(c.address)
+		} else {
+			ledger := migrate.NewLedger(1)
+			ledger.Restore(record)
+			_, _, _ = ledger.Apply(c.id, c.event)
 		}
-		id2, event2, err := decodeEntry(again)
-		if err != nil || id2 != id {
-			t.Fatalf("written again: %q, %v", id2, err)
+		again := encode(t, c)
+		c2, err := decodeEntry(again)
+		if err != nil || c2.id != c.id {
+			t.Fatalf("written again: %q, %v", c2.id, err)
 		}
-		third, err := encodeEntry(id2, event2)
-		if err != nil {
-			t.Fatal(err)
-		}
+		third := encode(t, c2)
 		if text(t, again) != text(t, third) {
 			t.Errorf("%s became %s", text(t, again), text(t, third))
 		}
@@ -203,12 +261,12 @@ func text(t *testing.T, data []byte) string {
 // FuzzReadSnapshot: no bytes make it panic or take memory that they do not pay for.
 func FuzzReadSnapshot(f *testing.F) {
 	var buf bytes.Buffer
-	if err := (snapshot{record}).write(&buf); err != nil {
+	if err := (snapshot{[]migrate.Record{record}, []migrate.Address{address}}).write(&buf); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(buf.Bytes())
 	f.Fuzz(func(_ *testing.T, data []byte) {
-		fsm := newFSM(1, func(migrate.Record, []migrate.Effect) {})
+		fsm := newFSM(1, func(migrate.Record, []migrate.Effect) {}, func() {})
 		_ = fsm.Restore(readCloser(data))
 	})
 }

@@ -48,7 +48,7 @@ func TestFSM(t *testing.T) {
 		if !cmp.Equal(effects, r.Effects()) {
 			t.Errorf("%s: told of the effects %v", r.State, effects)
 		}
-	})
+	}, func() { told = append(told, "address") })
 	for _, event := range []migrate.Event{
 		migrate.Created{ID: "m1", PID: 7, From: "a", To: "b", At: at},
 		migrate.PreflightDone{Epoch: 3, Command: "sleep"},
@@ -61,7 +61,11 @@ func TestFSM(t *testing.T) {
 	if a := f.Apply(entry(t, "m1", migrate.Running{})).(applied); !errors.Is(a.err, migrate.ErrOutOfPlace) || a.record.State != migrate.StatePrecopy {
 		t.Errorf("got %v with %v", a.record.State, a.err)
 	}
-	if diff := cmp.Diff([]string{"PENDING", "PRECOPY"}, told); diff != "" {
+	added := &raft.Log{Index: 6, Data: encode(t, command{address: addressEvents[0]})}
+	if a := f.Apply(added).(applied); a.err != nil || a.address.Host != "a" {
+		t.Errorf("got %+v", a)
+	}
+	if diff := cmp.Diff([]string{"PENDING", "PRECOPY", "address"}, told); diff != "" {
 		t.Error(diff)
 	}
 
@@ -73,6 +77,8 @@ func TestFSM(t *testing.T) {
 	before := f.records()
 	f.Apply(entry(t, "m1", migrate.Decided{Decision: migrate.DecisionAbort, At: at}))
 	f.Apply(entry(t, "m2", migrate.Created{ID: "m2", PID: 8, From: "a", To: "b", At: at}))
+	there := f.addressList()
+	f.Apply(&raft.Log{Index: 7, Data: encode(t, command{address: addressEvents[1]})})
 	var s sink
 	if err := snap.Persist(&s); err != nil || !s.closed || s.canceled {
 		t.Fatalf("persist: %v, closed %v, canceled %v", err, s.closed, s.canceled)
@@ -86,7 +92,10 @@ func TestFSM(t *testing.T) {
 	if diff := cmp.Diff(before, f.records()); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff([]string{"PRECOPY"}, told); diff != "" {
+	if diff := cmp.Diff([]string{"PRECOPY", "address"}, told); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(there, f.addressList(), cmp.Comparer(equalPrefix)); diff != "" {
 		t.Error(diff)
 	}
 	if r, ok := f.holder("a", 7); !ok || r.ID != "m1" {
@@ -95,10 +104,10 @@ func TestFSM(t *testing.T) {
 }
 
 func TestSnapshotDamaged(t *testing.T) {
-	f := newFSM(10, func(migrate.Record, []migrate.Effect) {})
+	f := newFSM(10, func(migrate.Record, []migrate.Effect) {}, func() {})
 	f.ledger.Restore(record)
 	var s sink
-	if err := snapshot(f.records()).write(&s); err != nil {
+	if err := (snapshot{f.records(), []migrate.Address{address}}).write(&s); err != nil {
 		t.Fatal(err)
 	}
 	for name, data := range map[string][]byte{
@@ -117,13 +126,13 @@ func TestSnapshotDamaged(t *testing.T) {
 	}
 	full := errors.New("disk full")
 	bad := sink{fail: full}
-	if err := snapshot(f.records()).Persist(&bad); !errors.Is(err, full) || bad.closed || !bad.canceled {
+	if err := (snapshot{f.records(), nil}).Persist(&bad); !errors.Is(err, full) || bad.closed || !bad.canceled {
 		t.Errorf("%v, closed %v, canceled %v", err, bad.closed, bad.canceled)
 	}
 }
 
 func TestFSMStopsAtWhatItCannotRead(t *testing.T) {
-	f := newFSM(10, func(migrate.Record, []migrate.Effect) {})
+	f := newFSM(10, func(migrate.Record, []migrate.Effect) {}, func() {})
 	defer func() {
 		if msg, _ := recover().(string); !strings.Contains(msg, "entry 5") || !strings.Contains(msg, "newest release") {
 			t.Errorf("recovered %q", msg)

@@ -48,7 +48,9 @@ type Config struct {
 	Timing Timing
 	// Changed is told of each record that an entry or a snapshot changed.
 	Changed func(migrate.Record, []migrate.Effect)
-	Logger  *slog.Logger
+	// AddressesChanged is told that some service address has changed.
+	AddressesChanged func()
+	Logger           *slog.Logger
 }
 
 // Errors of a Log.
@@ -89,7 +91,7 @@ type Log struct {
 func Open(c Config) (_ *Log, err error) {
 	l := &Log{
 		name:    c.Name,
-		fsm:     newFSM(c.Keep, c.Changed),
+		fsm:     newFSM(c.Keep, c.Changed, c.AddressesChanged),
 		notify:  make(chan bool, 8),
 		changed: make(chan struct{}),
 	}
@@ -174,19 +176,25 @@ func (l *Log) closeAll() error {
 // entry is applied here; ctx is looked at before that only, since what is on
 // its way into the log cannot be called back.
 func (l *Log) Apply(ctx context.Context, id string, event migrate.Event) (migrate.Record, error) {
-	if err := ctx.Err(); err != nil {
-		return migrate.Record{}, fmt.Errorf("%w: %w", ErrNotLeader, err)
-	}
 	data, err := encodeEntry(id, event)
 	if err != nil {
 		return migrate.Record{}, err
 	}
-	future := l.raft.Apply(data, enqueueTimeout)
+	a, err := l.write(ctx, data)
+	return a.record, err
+}
+
+// write writes an entry and returns what came of it.
+func (l *Log) write(ctx context.Context, entry []byte) (applied, error) {
+	if err := ctx.Err(); err != nil {
+		return applied{}, fmt.Errorf("%w: %w", ErrNotLeader, err)
+	}
+	future := l.raft.Apply(entry, enqueueTimeout)
 	if err := future.Error(); err != nil {
-		return migrate.Record{}, classify(err)
+		return applied{}, classify(err)
 	}
 	a := future.Response().(applied)
-	return a.record, a.err
+	return a, a.err
 }
 
 // Barrier returns when everything that was in the log before has been applied

@@ -32,7 +32,7 @@ func open(t *testing.T, ca *certtest.Authority, dir string) (*Log, error) {
 		Name: "one", Dir: dir, Listener: listener, Credentials: ca.Credentials(t, trust.RoleCoordinator, "one"),
 		Address: func(string) (string, bool) { return listener.Addr().String(), true },
 		Keep:    10, Timing: Timing{Heartbeat: 50 * time.Millisecond, Election: 50 * time.Millisecond, Lease: 50 * time.Millisecond},
-		Changed: func(migrate.Record, []migrate.Effect) {}, Logger: slog.New(slog.DiscardHandler),
+		Changed: func(migrate.Record, []migrate.Effect) {}, AddressesChanged: func() {}, Logger: slog.New(slog.DiscardHandler),
 	})
 }
 
@@ -87,6 +87,14 @@ func TestLog(t *testing.T) {
 		if !errors.Is(err, migrate.ErrOutOfPlace) || r.State != migrate.StatePending {
 			t.Errorf("got %v, %v", r.State, err)
 		}
+		for range 2 {
+			if a, err := l.ApplyAddress(ctx, addressEvents[0]); err != nil || a.Host != "a" {
+				t.Errorf("got %+v, %v", a, err)
+			}
+		}
+		if a, err := l.ApplyAddress(ctx, migrate.AddressAdded{Prefix: prefix, Host: "b", At: at}); !errors.Is(err, migrate.ErrAddressTaken) || a.Host != "a" {
+			t.Errorf("got %+v, %v", a, err)
+		}
 		if err := l.Barrier(ctx); err != nil {
 			t.Error(err)
 		}
@@ -114,6 +122,9 @@ func TestLog(t *testing.T) {
 	if _, err := l.Apply(t.Context(), "m1", migrate.PreflightDone{Epoch: first}); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := l.ApplyAddress(t.Context(), addressEvents[1]); err != nil {
+		t.Fatal(err)
+	}
 	want := l.Records()
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
@@ -131,6 +142,9 @@ func TestLog(t *testing.T) {
 			t.Errorf("term %d after %d", term, first)
 		}
 		if diff := cmp.Diff(want, l.Records()); diff != "" {
+			t.Error(diff)
+		}
+		if diff := cmp.Diff([]migrate.Address{address}, l.Addresses(), cmp.Comparer(equalPrefix)); diff != "" {
 			t.Error(diff)
 		}
 	})

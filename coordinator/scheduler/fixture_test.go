@@ -139,9 +139,9 @@ func (x *fixture) loseLeadership() {
 func (x *fixture) Agent(host string) (migratev1.AgentClient, error) {
 	switch host {
 	case "host-a":
-		return direct{x.a}, nil
+		return direct{agent: x.a}, nil
 	case "host-b":
-		return direct{x.b}, nil
+		return direct{agent: x.b}, nil
 	}
 	return nil, scheduler.ErrNoSuchHost
 }
@@ -196,7 +196,11 @@ func (x *fixture) settle(id string, want migrate.State) migrate.Record {
 }
 
 // direct calls an agent without gRPC between.
-type direct struct{ agent *agenttest.Agent }
+type direct struct {
+	agent *agenttest.Agent
+
+	migratev1.AgentClient // nil: the rest of it a scheduler does not call
+}
 
 var _ migratev1.AgentClient = direct{}
 

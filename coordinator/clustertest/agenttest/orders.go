@@ -3,6 +3,7 @@ package agenttest
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -249,4 +250,17 @@ func (a *Agent) Forget(_ context.Context, req *migratev1.ForgetRequest) (*migrat
 	}
 	delete(a.halves, h.id)
 	return &migratev1.ForgetResponse{}, nil
+}
+
+// CheckAddress takes hosts to be in all networks of 24 bits.
+func (a *Agent) CheckAddress(_ context.Context, req *migratev1.CheckAddressRequest) (*migratev1.CheckAddressResponse, error) {
+	if !strings.HasSuffix(req.GetPrefix(), "/24") {
+		return nil, status.Error(codes.FailedPrecondition, "no device of this host is in its network")
+	}
+	return &migratev1.CheckAddressResponse{}, nil
+}
+
+// SetAddresses only takes notice.
+func (*Agent) SetAddresses(context.Context, *migratev1.SetAddressesRequest) (*migratev1.SetAddressesResponse, error) {
+	return &migratev1.SetAddressesResponse{}, nil
 }

@@ -2138,6 +2138,176 @@ func (x *DecisionResponse) GetState() string {
 	return ""
 }
 
+type CheckAddressRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// With the length of its network's prefix: 10.0.0.100/24.
+	Prefix        string `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckAddressRequest) Reset() {
+	*x = CheckAddressRequest{}
+	mi := &file_migrate_v1_agent_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckAddressRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckAddressRequest) ProtoMessage() {}
+
+func (x *CheckAddressRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_migrate_v1_agent_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckAddressRequest.ProtoReflect.Descriptor instead.
+func (*CheckAddressRequest) Descriptor() ([]byte, []int) {
+	return file_migrate_v1_agent_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *CheckAddressRequest) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+type CheckAddressResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckAddressResponse) Reset() {
+	*x = CheckAddressResponse{}
+	mi := &file_migrate_v1_agent_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckAddressResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckAddressResponse) ProtoMessage() {}
+
+func (x *CheckAddressResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_migrate_v1_agent_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckAddressResponse.ProtoReflect.Descriptor instead.
+func (*CheckAddressResponse) Descriptor() ([]byte, []int) {
+	return file_migrate_v1_agent_proto_rawDescGZIP(), []int{31}
+}
+
+type SetAddressesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// As above.
+	Prefixes      []string `protobuf:"bytes,2,rep,name=prefixes,proto3" json:"prefixes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetAddressesRequest) Reset() {
+	*x = SetAddressesRequest{}
+	mi := &file_migrate_v1_agent_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetAddressesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetAddressesRequest) ProtoMessage() {}
+
+func (x *SetAddressesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_migrate_v1_agent_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetAddressesRequest.ProtoReflect.Descriptor instead.
+func (*SetAddressesRequest) Descriptor() ([]byte, []int) {
+	return file_migrate_v1_agent_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *SetAddressesRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *SetAddressesRequest) GetPrefixes() []string {
+	if x != nil {
+		return x.Prefixes
+	}
+	return nil
+}
+
+type SetAddressesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetAddressesResponse) Reset() {
+	*x = SetAddressesResponse{}
+	mi := &file_migrate_v1_agent_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetAddressesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetAddressesResponse) ProtoMessage() {}
+
+func (x *SetAddressesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_migrate_v1_agent_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetAddressesResponse.ProtoReflect.Descriptor instead.
+func (*SetAddressesResponse) Descriptor() ([]byte, []int) {
+	return file_migrate_v1_agent_proto_rawDescGZIP(), []int{33}
+}
+
 var File_migrate_v1_agent_proto protoreflect.FileDescriptor
 
 const file_migrate_v1_agent_proto_rawDesc = "" +
@@ -2300,7 +2470,14 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05known\x18\x03 \x01(\bR\x05known\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12\x14\n" +
-	"\x05state\x18\x05 \x01(\tR\x05state*M\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\"-\n" +
+	"\x13CheckAddressRequest\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\"\x16\n" +
+	"\x14CheckAddressResponse\"G\n" +
+	"\x13SetAddressesRequest\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
+	"\bprefixes\x18\x02 \x03(\tR\bprefixes\"\x16\n" +
+	"\x14SetAddressesResponse*M\n" +
 	"\bDecision\x12\x18\n" +
 	"\x14DECISION_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fDECISION_COMMIT\x10\x01\x12\x12\n" +
@@ -2312,7 +2489,7 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"\x10OUTCOME_RELEASED\x10\x03\x12\x15\n" +
 	"\x11OUTCOME_NEVER_RAN\x10\x04\x12\x1c\n" +
 	"\x18OUTCOME_KILLED_AT_SOURCE\x10\x05\x12\x13\n" +
-	"\x0fOUTCOME_UNKNOWN\x10\x062\xb0\x05\n" +
+	"\x0fOUTCOME_UNKNOWN\x10\x062\xf6\x06\n" +
 	"\x05Agent\x12U\n" +
 	"\bDescribe\x12#.pagurus.migrate.v1.DescribeRequest\x1a$.pagurus.migrate.v1.DescribeResponse\x12d\n" +
 	"\rListProcesses\x12(.pagurus.migrate.v1.ListProcessesRequest\x1a).pagurus.migrate.v1.ListProcessesResponse\x12R\n" +
@@ -2321,7 +2498,9 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"\x05Start\x12 .pagurus.migrate.v1.StartRequest\x1a!.pagurus.migrate.v1.StartResponse\x12O\n" +
 	"\x06Decide\x12!.pagurus.migrate.v1.DecideRequest\x1a\".pagurus.migrate.v1.DecideResponse\x12R\n" +
 	"\aDispose\x12\".pagurus.migrate.v1.DisposeRequest\x1a#.pagurus.migrate.v1.DisposeResponse\x12O\n" +
-	"\x06Forget\x12!.pagurus.migrate.v1.ForgetRequest\x1a\".pagurus.migrate.v1.ForgetResponse2\xb5\x01\n" +
+	"\x06Forget\x12!.pagurus.migrate.v1.ForgetRequest\x1a\".pagurus.migrate.v1.ForgetResponse\x12a\n" +
+	"\fCheckAddress\x12'.pagurus.migrate.v1.CheckAddressRequest\x1a(.pagurus.migrate.v1.CheckAddressResponse\x12a\n" +
+	"\fSetAddresses\x12'.pagurus.migrate.v1.SetAddressesRequest\x1a(.pagurus.migrate.v1.SetAddressesResponse2\xb5\x01\n" +
 	"\vCoordinator\x12O\n" +
 	"\x06Report\x12!.pagurus.migrate.v1.ReportRequest\x1a\".pagurus.migrate.v1.ReportResponse\x12U\n" +
 	"\bDecision\x12#.pagurus.migrate.v1.DecisionRequest\x1a$.pagurus.migrate.v1.DecisionResponseB?Z=github.com/pagurus-project/pagurus/proto/migrate/v1;migratev1b\x06proto3"
@@ -2339,7 +2518,7 @@ func file_migrate_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_migrate_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_migrate_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_migrate_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_migrate_v1_agent_proto_goTypes = []any{
 	(Decision)(0),                 // 0: pagurus.migrate.v1.Decision
 	(Outcome)(0),                  // 1: pagurus.migrate.v1.Outcome
@@ -2373,12 +2552,16 @@ var file_migrate_v1_agent_proto_goTypes = []any{
 	(*ReportResponse)(nil),        // 29: pagurus.migrate.v1.ReportResponse
 	(*DecisionRequest)(nil),       // 30: pagurus.migrate.v1.DecisionRequest
 	(*DecisionResponse)(nil),      // 31: pagurus.migrate.v1.DecisionResponse
-	nil,                           // 32: pagurus.migrate.v1.DecideResponse.PhasesMsEntry
-	nil,                           // 33: pagurus.migrate.v1.Promised.PhasesMsEntry
-	(*durationpb.Duration)(nil),   // 34: google.protobuf.Duration
+	(*CheckAddressRequest)(nil),   // 32: pagurus.migrate.v1.CheckAddressRequest
+	(*CheckAddressResponse)(nil),  // 33: pagurus.migrate.v1.CheckAddressResponse
+	(*SetAddressesRequest)(nil),   // 34: pagurus.migrate.v1.SetAddressesRequest
+	(*SetAddressesResponse)(nil),  // 35: pagurus.migrate.v1.SetAddressesResponse
+	nil,                           // 36: pagurus.migrate.v1.DecideResponse.PhasesMsEntry
+	nil,                           // 37: pagurus.migrate.v1.Promised.PhasesMsEntry
+	(*durationpb.Duration)(nil),   // 38: google.protobuf.Duration
 }
 var file_migrate_v1_agent_proto_depIdxs = []int32{
-	34, // 0: pagurus.migrate.v1.Options.max_downtime:type_name -> google.protobuf.Duration
+	38, // 0: pagurus.migrate.v1.Options.max_downtime:type_name -> google.protobuf.Duration
 	5,  // 1: pagurus.migrate.v1.ListProcessesResponse.processes:type_name -> pagurus.migrate.v1.Process
 	2,  // 2: pagurus.migrate.v1.InspectRequest.ref:type_name -> pagurus.migrate.v1.Ref
 	4,  // 3: pagurus.migrate.v1.InspectRequest.options:type_name -> pagurus.migrate.v1.Options
@@ -2394,12 +2577,12 @@ var file_migrate_v1_agent_proto_depIdxs = []int32{
 	2,  // 13: pagurus.migrate.v1.DecideRequest.ref:type_name -> pagurus.migrate.v1.Ref
 	0,  // 14: pagurus.migrate.v1.DecideRequest.decision:type_name -> pagurus.migrate.v1.Decision
 	1,  // 15: pagurus.migrate.v1.DecideResponse.outcome:type_name -> pagurus.migrate.v1.Outcome
-	32, // 16: pagurus.migrate.v1.DecideResponse.phases_ms:type_name -> pagurus.migrate.v1.DecideResponse.PhasesMsEntry
+	36, // 16: pagurus.migrate.v1.DecideResponse.phases_ms:type_name -> pagurus.migrate.v1.DecideResponse.PhasesMsEntry
 	2,  // 17: pagurus.migrate.v1.DisposeRequest.ref:type_name -> pagurus.migrate.v1.Ref
 	2,  // 18: pagurus.migrate.v1.ForgetRequest.ref:type_name -> pagurus.migrate.v1.Ref
 	22, // 19: pagurus.migrate.v1.Progress.rounds:type_name -> pagurus.migrate.v1.Round
 	22, // 20: pagurus.migrate.v1.Promised.rounds:type_name -> pagurus.migrate.v1.Round
-	33, // 21: pagurus.migrate.v1.Promised.phases_ms:type_name -> pagurus.migrate.v1.Promised.PhasesMsEntry
+	37, // 21: pagurus.migrate.v1.Promised.phases_ms:type_name -> pagurus.migrate.v1.Promised.PhasesMsEntry
 	3,  // 22: pagurus.migrate.v1.Ended.blockers:type_name -> pagurus.migrate.v1.Finding
 	26, // 23: pagurus.migrate.v1.Ended.measured:type_name -> pagurus.migrate.v1.Promised
 	2,  // 24: pagurus.migrate.v1.ReportRequest.ref:type_name -> pagurus.migrate.v1.Ref
@@ -2419,20 +2602,24 @@ var file_migrate_v1_agent_proto_depIdxs = []int32{
 	16, // 38: pagurus.migrate.v1.Agent.Decide:input_type -> pagurus.migrate.v1.DecideRequest
 	18, // 39: pagurus.migrate.v1.Agent.Dispose:input_type -> pagurus.migrate.v1.DisposeRequest
 	20, // 40: pagurus.migrate.v1.Agent.Forget:input_type -> pagurus.migrate.v1.ForgetRequest
-	28, // 41: pagurus.migrate.v1.Coordinator.Report:input_type -> pagurus.migrate.v1.ReportRequest
-	30, // 42: pagurus.migrate.v1.Coordinator.Decision:input_type -> pagurus.migrate.v1.DecisionRequest
-	7,  // 43: pagurus.migrate.v1.Agent.Describe:output_type -> pagurus.migrate.v1.DescribeResponse
-	9,  // 44: pagurus.migrate.v1.Agent.ListProcesses:output_type -> pagurus.migrate.v1.ListProcessesResponse
-	11, // 45: pagurus.migrate.v1.Agent.Inspect:output_type -> pagurus.migrate.v1.InspectResponse
-	13, // 46: pagurus.migrate.v1.Agent.Reserve:output_type -> pagurus.migrate.v1.ReserveResponse
-	15, // 47: pagurus.migrate.v1.Agent.Start:output_type -> pagurus.migrate.v1.StartResponse
-	17, // 48: pagurus.migrate.v1.Agent.Decide:output_type -> pagurus.migrate.v1.DecideResponse
-	19, // 49: pagurus.migrate.v1.Agent.Dispose:output_type -> pagurus.migrate.v1.DisposeResponse
-	21, // 50: pagurus.migrate.v1.Agent.Forget:output_type -> pagurus.migrate.v1.ForgetResponse
-	29, // 51: pagurus.migrate.v1.Coordinator.Report:output_type -> pagurus.migrate.v1.ReportResponse
-	31, // 52: pagurus.migrate.v1.Coordinator.Decision:output_type -> pagurus.migrate.v1.DecisionResponse
-	43, // [43:53] is the sub-list for method output_type
-	33, // [33:43] is the sub-list for method input_type
+	32, // 41: pagurus.migrate.v1.Agent.CheckAddress:input_type -> pagurus.migrate.v1.CheckAddressRequest
+	34, // 42: pagurus.migrate.v1.Agent.SetAddresses:input_type -> pagurus.migrate.v1.SetAddressesRequest
+	28, // 43: pagurus.migrate.v1.Coordinator.Report:input_type -> pagurus.migrate.v1.ReportRequest
+	30, // 44: pagurus.migrate.v1.Coordinator.Decision:input_type -> pagurus.migrate.v1.DecisionRequest
+	7,  // 45: pagurus.migrate.v1.Agent.Describe:output_type -> pagurus.migrate.v1.DescribeResponse
+	9,  // 46: pagurus.migrate.v1.Agent.ListProcesses:output_type -> pagurus.migrate.v1.ListProcessesResponse
+	11, // 47: pagurus.migrate.v1.Agent.Inspect:output_type -> pagurus.migrate.v1.InspectResponse
+	13, // 48: pagurus.migrate.v1.Agent.Reserve:output_type -> pagurus.migrate.v1.ReserveResponse
+	15, // 49: pagurus.migrate.v1.Agent.Start:output_type -> pagurus.migrate.v1.StartResponse
+	17, // 50: pagurus.migrate.v1.Agent.Decide:output_type -> pagurus.migrate.v1.DecideResponse
+	19, // 51: pagurus.migrate.v1.Agent.Dispose:output_type -> pagurus.migrate.v1.DisposeResponse
+	21, // 52: pagurus.migrate.v1.Agent.Forget:output_type -> pagurus.migrate.v1.ForgetResponse
+	33, // 53: pagurus.migrate.v1.Agent.CheckAddress:output_type -> pagurus.migrate.v1.CheckAddressResponse
+	35, // 54: pagurus.migrate.v1.Agent.SetAddresses:output_type -> pagurus.migrate.v1.SetAddressesResponse
+	29, // 55: pagurus.migrate.v1.Coordinator.Report:output_type -> pagurus.migrate.v1.ReportResponse
+	31, // 56: pagurus.migrate.v1.Coordinator.Decision:output_type -> pagurus.migrate.v1.DecisionResponse
+	45, // [45:57] is the sub-list for method output_type
+	33, // [33:45] is the sub-list for method input_type
 	33, // [33:33] is the sub-list for extension type_name
 	33, // [33:33] is the sub-list for extension extendee
 	0,  // [0:33] is the sub-list for field type_name
@@ -2456,7 +2643,7 @@ func file_migrate_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_migrate_v1_agent_proto_rawDesc), len(file_migrate_v1_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   32,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -30,6 +30,8 @@ const (
 	Agent_Decide_FullMethodName        = "/pagurus.migrate.v1.Agent/Decide"
 	Agent_Dispose_FullMethodName       = "/pagurus.migrate.v1.Agent/Dispose"
 	Agent_Forget_FullMethodName        = "/pagurus.migrate.v1.Agent/Forget"
+	Agent_CheckAddress_FullMethodName  = "/pagurus.migrate.v1.Agent/CheckAddress"
+	Agent_SetAddresses_FullMethodName  = "/pagurus.migrate.v1.Agent/SetAddresses"
 )
 
 // AgentClient is the client API for Agent service.
@@ -63,6 +65,13 @@ type AgentClient interface {
 	// Forget tells a side that its outcome is in the log: it may drop what it
 	// remembers of the migration.
 	Forget(ctx context.Context, in *ForgetRequest, opts ...grpc.CallOption) (*ForgetResponse, error)
+	// CheckAddress tells whether the host is in the network of a service
+	// address: if not, FAILED_PRECONDITION. It changes nothing.
+	CheckAddress(ctx context.Context, in *CheckAddressRequest, opts ...grpc.CallOption) (*CheckAddressResponse, error)
+	// SetAddresses tells the host all service addresses that it has: those that it
+	// did not have are put on and announced, others that it had are taken off.
+	// An epoch older than one it has seen is refused with FAILED_PRECONDITION.
+	SetAddresses(ctx context.Context, in *SetAddressesRequest, opts ...grpc.CallOption) (*SetAddressesResponse, error)
 }
 
 type agentClient struct {
@@ -153,6 +162,26 @@ func (c *agentClient) Forget(ctx context.Context, in *ForgetRequest, opts ...grp
 	return out, nil
 }
 
+func (c *agentClient) CheckAddress(ctx context.Context, in *CheckAddressRequest, opts ...grpc.CallOption) (*CheckAddressResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CheckAddressResponse)
+	err := c.cc.Invoke(ctx, Agent_CheckAddress_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *agentClient) SetAddresses(ctx context.Context, in *SetAddressesRequest, opts ...grpc.CallOption) (*SetAddressesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetAddressesResponse)
+	err := c.cc.Invoke(ctx, Agent_SetAddresses_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AgentServer is the server API for Agent service.
 // All implementations must embed UnimplementedAgentServer
 // for forward compatibility.
@@ -184,6 +213,13 @@ type AgentServer interface {
 	// Forget tells a side that its outcome is in the log: it may drop what it
 	// remembers of the migration.
 	Forget(context.Context, *ForgetRequest) (*ForgetResponse, error)
+	// CheckAddress tells whether the host is in the network of a service
+	// address: if not, FAILED_PRECONDITION. It changes nothing.
+	CheckAddress(context.Context, *CheckAddressRequest) (*CheckAddressResponse, error)
+	// SetAddresses tells the host all service addresses that it has: those that it
+	// did not have are put on and announced, others that it had are taken off.
+	// An epoch older than one it has seen is refused with FAILED_PRECONDITION.
+	SetAddresses(context.Context, *SetAddressesRequest) (*SetAddressesResponse, error)
 	mustEmbedUnimplementedAgentServer()
 }
 
@@ -217,6 +253,12 @@ func (UnimplementedAgentServer) Dispose(context.Context, *DisposeRequest) (*Disp
 }
 func (UnimplementedAgentServer) Forget(context.Context, *ForgetRequest) (*ForgetResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Forget not implemented")
+}
+func (UnimplementedAgentServer) CheckAddress(context.Context, *CheckAddressRequest) (*CheckAddressResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CheckAddress not implemented")
+}
+func (UnimplementedAgentServer) SetAddresses(context.Context, *SetAddressesRequest) (*SetAddressesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetAddresses not implemented")
 }
 func (UnimplementedAgentServer) mustEmbedUnimplementedAgentServer() {}
 func (UnimplementedAgentServer) testEmbeddedByValue()               {}
@@ -383,6 +425,42 @@ func _Agent_Forget_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Agent_CheckAddress_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckAddressRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).CheckAddress(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_CheckAddress_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).CheckAddress(ctx, req.(*CheckAddressRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Agent_SetAddresses_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetAddressesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).SetAddresses(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_SetAddresses_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).SetAddresses(ctx, req.(*SetAddressesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Agent_ServiceDesc is the grpc.ServiceDesc for Agent service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -421,6 +499,14 @@ var Agent_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Forget",
 			Handler:    _Agent_Forget_Handler,
+		},
+		{
+			MethodName: "CheckAddress",
+			Handler:    _Agent_CheckAddress_Handler,
+		},
+		{
+			MethodName: "SetAddresses",
+			Handler:    _Agent_SetAddresses_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

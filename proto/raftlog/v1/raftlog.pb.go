@@ -29,10 +29,12 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Entry is one command of the log: an event of one migration.
+// Entry is one command of the log: an event of one migration, or of a service
+// address.
 type Entry struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Migration string                 `protobuf:"bytes,1,opt,name=migration,proto3" json:"migration,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty for an address.
+	Migration string `protobuf:"bytes,1,opt,name=migration,proto3" json:"migration,omitempty"`
 	// By the clock of the leader that proposed it.
 	At *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
 	// Types that are valid to be assigned to Event:
@@ -46,6 +48,9 @@ type Entry struct {
 	//	*Entry_SourceSettled
 	//	*Entry_TargetSettled
 	//	*Entry_Forgotten
+	//	*Entry_AddressAdded
+	//	*Entry_AddressLeaving
+	//	*Entry_AddressRemoved
 	Event         isEntry_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -183,6 +188,33 @@ func (x *Entry) GetForgotten() *Forgotten {
 	return nil
 }
 
+func (x *Entry) GetAddressAdded() *AddressAdded {
+	if x != nil {
+		if x, ok := x.Event.(*Entry_AddressAdded); ok {
+			return x.AddressAdded
+		}
+	}
+	return nil
+}
+
+func (x *Entry) GetAddressLeaving() *AddressLeaving {
+	if x != nil {
+		if x, ok := x.Event.(*Entry_AddressLeaving); ok {
+			return x.AddressLeaving
+		}
+	}
+	return nil
+}
+
+func (x *Entry) GetAddressRemoved() *AddressRemoved {
+	if x != nil {
+		if x, ok := x.Event.(*Entry_AddressRemoved); ok {
+			return x.AddressRemoved
+		}
+	}
+	return nil
+}
+
 type isEntry_Event interface {
 	isEntry_Event()
 }
@@ -223,6 +255,18 @@ type Entry_Forgotten struct {
 	Forgotten *Forgotten `protobuf:"bytes,11,opt,name=forgotten,proto3,oneof"`
 }
 
+type Entry_AddressAdded struct {
+	AddressAdded *AddressAdded `protobuf:"bytes,12,opt,name=address_added,json=addressAdded,proto3,oneof"`
+}
+
+type Entry_AddressLeaving struct {
+	AddressLeaving *AddressLeaving `protobuf:"bytes,13,opt,name=address_leaving,json=addressLeaving,proto3,oneof"`
+}
+
+type Entry_AddressRemoved struct {
+	AddressRemoved *AddressRemoved `protobuf:"bytes,14,opt,name=address_removed,json=addressRemoved,proto3,oneof"`
+}
+
 func (*Entry_Created) isEntry_Event() {}
 
 func (*Entry_PreflightDone) isEntry_Event() {}
@@ -240,6 +284,12 @@ func (*Entry_SourceSettled) isEntry_Event() {}
 func (*Entry_TargetSettled) isEntry_Event() {}
 
 func (*Entry_Forgotten) isEntry_Event() {}
+
+func (*Entry_AddressAdded) isEntry_Event() {}
+
+func (*Entry_AddressLeaving) isEntry_Event() {}
+
+func (*Entry_AddressRemoved) isEntry_Event() {}
 
 type Created struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -808,6 +858,148 @@ func (*Forgotten) Descriptor() ([]byte, []int) {
 	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{9}
 }
 
+type AddressAdded struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// With the length of its network's prefix: 10.0.0.100/24.
+	Prefix        string `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Host          string `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddressAdded) Reset() {
+	*x = AddressAdded{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddressAdded) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddressAdded) ProtoMessage() {}
+
+func (x *AddressAdded) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddressAdded.ProtoReflect.Descriptor instead.
+func (*AddressAdded) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AddressAdded) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *AddressAdded) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+type AddressLeaving struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without it.
+	Address       string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddressLeaving) Reset() {
+	*x = AddressLeaving{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddressLeaving) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddressLeaving) ProtoMessage() {}
+
+func (x *AddressLeaving) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddressLeaving.ProtoReflect.Descriptor instead.
+func (*AddressLeaving) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AddressLeaving) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+type AddressRemoved struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddressRemoved) Reset() {
+	*x = AddressRemoved{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddressRemoved) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddressRemoved) ProtoMessage() {}
+
+func (x *AddressRemoved) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddressRemoved.ProtoReflect.Descriptor instead.
+func (*AddressRemoved) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *AddressRemoved) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
 type Options struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	MaxDowntime    *durationpb.Duration   `protobuf:"bytes,1,opt,name=max_downtime,json=maxDowntime,proto3" json:"max_downtime,omitempty"`
@@ -824,7 +1016,7 @@ type Options struct {
 
 func (x *Options) Reset() {
 	*x = Options{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[10]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -836,7 +1028,7 @@ func (x *Options) String() string {
 func (*Options) ProtoMessage() {}
 
 func (x *Options) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[10]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -849,7 +1041,7 @@ func (x *Options) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Options.ProtoReflect.Descriptor instead.
 func (*Options) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{10}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Options) GetMaxDowntime() *durationpb.Duration {
@@ -919,7 +1111,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[11]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -931,7 +1123,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[11]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -944,7 +1136,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{11}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Finding) GetCode() string {
@@ -982,7 +1174,7 @@ type Round struct {
 
 func (x *Round) Reset() {
 	*x = Round{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[12]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1186,7 @@ func (x *Round) String() string {
 func (*Round) ProtoMessage() {}
 
 func (x *Round) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[12]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1199,7 @@ func (x *Round) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Round.ProtoReflect.Descriptor instead.
 func (*Round) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{12}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Round) GetN() int64 {
@@ -1065,7 +1257,7 @@ type Measured struct {
 
 func (x *Measured) Reset() {
 	*x = Measured{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[13]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1077,7 +1269,7 @@ func (x *Measured) String() string {
 func (*Measured) ProtoMessage() {}
 
 func (x *Measured) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[13]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1090,7 +1282,7 @@ func (x *Measured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Measured.ProtoReflect.Descriptor instead.
 func (*Measured) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{13}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Measured) GetRounds() []*Round {
@@ -1128,19 +1320,20 @@ func (x *Measured) GetWireBytes() uint64 {
 	return 0
 }
 
-// SnapshotHeader opens a snapshot; as many records follow, each with its
-// length before it.
+// SnapshotHeader opens a snapshot; as many records and then as many addresses
+// follow, each with its length before it.
 type SnapshotHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
 	Records       uint64                 `protobuf:"varint,2,opt,name=records,proto3" json:"records,omitempty"`
+	Addresses     uint64                 `protobuf:"varint,3,opt,name=addresses,proto3" json:"addresses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[14]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1345,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[14]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1358,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{14}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -1180,6 +1373,82 @@ func (x *SnapshotHeader) GetRecords() uint64 {
 		return x.Records
 	}
 	return 0
+}
+
+func (x *SnapshotHeader) GetAddresses() uint64 {
+	if x != nil {
+		return x.Addresses
+	}
+	return 0
+}
+
+// Address is one service address in a snapshot.
+type Address struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Host          string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	Leaving       bool                   `protobuf:"varint,4,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Address) Reset() {
+	*x = Address{}
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Address) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Address) ProtoMessage() {}
+
+func (x *Address) ProtoReflect() protoreflect.Message {
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Address.ProtoReflect.Descriptor instead.
+func (*Address) Descriptor() ([]byte, []int) {
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Address) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *Address) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Address) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Address) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
 }
 
 // Record is one migration in a snapshot.
@@ -1209,7 +1478,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[15]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1221,7 +1490,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_raftlog_v1_raftlog_proto_msgTypes[15]
+	mi := &file_raftlog_v1_raftlog_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1234,7 +1503,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{15}
+	return file_raftlog_v1_raftlog_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Record) GetId() string {
@@ -1367,7 +1636,7 @@ var File_raftlog_v1_raftlog_proto protoreflect.FileDescriptor
 
 const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\n" +
-	"\x18raftlog/v1/raftlog.proto\x12\x12pagurus.raftlog.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x05\n" +
+	"\x18raftlog/v1/raftlog.proto\x12\x12pagurus.raftlog.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x82\a\n" +
 	"\x05Entry\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\tR\tmigration\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x127\n" +
@@ -1380,7 +1649,10 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\x0esource_settled\x18\t \x01(\v2!.pagurus.raftlog.v1.SourceSettledH\x00R\rsourceSettled\x12J\n" +
 	"\x0etarget_settled\x18\n" +
 	" \x01(\v2!.pagurus.raftlog.v1.TargetSettledH\x00R\rtargetSettled\x12=\n" +
-	"\tforgotten\x18\v \x01(\v2\x1d.pagurus.raftlog.v1.ForgottenH\x00R\tforgottenB\a\n" +
+	"\tforgotten\x18\v \x01(\v2\x1d.pagurus.raftlog.v1.ForgottenH\x00R\tforgotten\x12G\n" +
+	"\raddress_added\x18\f \x01(\v2 .pagurus.raftlog.v1.AddressAddedH\x00R\faddressAdded\x12M\n" +
+	"\x0faddress_leaving\x18\r \x01(\v2\".pagurus.raftlog.v1.AddressLeavingH\x00R\x0eaddressLeaving\x12M\n" +
+	"\x0faddress_removed\x18\x0e \x01(\v2\".pagurus.raftlog.v1.AddressRemovedH\x00R\x0eaddressRemovedB\a\n" +
 	"\x05event\"\xc1\x01\n" +
 	"\aCreated\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x10\n" +
@@ -1431,7 +1703,14 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\")\n" +
 	"\rTargetSettled\x12\x18\n" +
 	"\aoutcome\x18\x01 \x01(\tR\aoutcome\"\v\n" +
-	"\tForgotten\"\x9e\x02\n" +
+	"\tForgotten\":\n" +
+	"\fAddressAdded\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\"*\n" +
+	"\x0eAddressLeaving\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\"*\n" +
+	"\x0eAddressRemoved\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\"\x9e\x02\n" +
 	"\aOptions\x12<\n" +
 	"\fmax_downtime\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\vmaxDowntime\x12'\n" +
 	"\x0fbandwidth_bytes\x18\x02 \x01(\x04R\x0ebandwidthBytes\x12\x1a\n" +
@@ -1464,10 +1743,16 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"wire_bytes\x18\x05 \x01(\x04R\twireBytes\x1a;\n" +
 	"\rPhasesMsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"D\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"b\n" +
 	"\x0eSnapshotHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x18\n" +
-	"\arecords\x18\x02 \x01(\x04R\arecords\"\xd7\x04\n" +
+	"\arecords\x18\x02 \x01(\x04R\arecords\x12\x1c\n" +
+	"\taddresses\x18\x03 \x01(\x04R\taddresses\"\x81\x01\n" +
+	"\aAddress\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x18\n" +
+	"\aleaving\x18\x04 \x01(\bR\aleaving\"\xd7\x04\n" +
 	"\x06Record\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x10\n" +
@@ -1501,7 +1786,7 @@ func file_raftlog_v1_raftlog_proto_rawDescGZIP() []byte {
 	return file_raftlog_v1_raftlog_proto_rawDescData
 }
 
-var file_raftlog_v1_raftlog_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_raftlog_v1_raftlog_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_raftlog_v1_raftlog_proto_goTypes = []any{
 	(*Entry)(nil),                 // 0: pagurus.raftlog.v1.Entry
 	(*Created)(nil),               // 1: pagurus.raftlog.v1.Created
@@ -1513,21 +1798,25 @@ var file_raftlog_v1_raftlog_proto_goTypes = []any{
 	(*SourceSettled)(nil),         // 7: pagurus.raftlog.v1.SourceSettled
 	(*TargetSettled)(nil),         // 8: pagurus.raftlog.v1.TargetSettled
 	(*Forgotten)(nil),             // 9: pagurus.raftlog.v1.Forgotten
-	(*Options)(nil),               // 10: pagurus.raftlog.v1.Options
-	(*Finding)(nil),               // 11: pagurus.raftlog.v1.Finding
-	(*Round)(nil),                 // 12: pagurus.raftlog.v1.Round
-	(*Measured)(nil),              // 13: pagurus.raftlog.v1.Measured
-	(*SnapshotHeader)(nil),        // 14: pagurus.raftlog.v1.SnapshotHeader
-	(*Record)(nil),                // 15: pagurus.raftlog.v1.Record
-	nil,                           // 16: pagurus.raftlog.v1.PreflightDone.PhasesMsEntry
-	nil,                           // 17: pagurus.raftlog.v1.Running.PhasesMsEntry
-	nil,                           // 18: pagurus.raftlog.v1.SourceSettled.PhasesMsEntry
-	nil,                           // 19: pagurus.raftlog.v1.Measured.PhasesMsEntry
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
+	(*AddressAdded)(nil),          // 10: pagurus.raftlog.v1.AddressAdded
+	(*AddressLeaving)(nil),        // 11: pagurus.raftlog.v1.AddressLeaving
+	(*AddressRemoved)(nil),        // 12: pagurus.raftlog.v1.AddressRemoved
+	(*Options)(nil),               // 13: pagurus.raftlog.v1.Options
+	(*Finding)(nil),               // 14: pagurus.raftlog.v1.Finding
+	(*Round)(nil),                 // 15: pagurus.raftlog.v1.Round
+	(*Measured)(nil),              // 16: pagurus.raftlog.v1.Measured
+	(*SnapshotHeader)(nil),        // 17: pagurus.raftlog.v1.SnapshotHeader
+	(*Address)(nil),               // 18: pagurus.raftlog.v1.Address
+	(*Record)(nil),                // 19: pagurus.raftlog.v1.Record
+	nil,                           // 20: pagurus.raftlog.v1.PreflightDone.PhasesMsEntry
+	nil,                           // 21: pagurus.raftlog.v1.Running.PhasesMsEntry
+	nil,                           // 22: pagurus.raftlog.v1.SourceSettled.PhasesMsEntry
+	nil,                           // 23: pagurus.raftlog.v1.Measured.PhasesMsEntry
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
 }
 var file_raftlog_v1_raftlog_proto_depIdxs = []int32{
-	20, // 0: pagurus.raftlog.v1.Entry.at:type_name -> google.protobuf.Timestamp
+	24, // 0: pagurus.raftlog.v1.Entry.at:type_name -> google.protobuf.Timestamp
 	1,  // 1: pagurus.raftlog.v1.Entry.created:type_name -> pagurus.raftlog.v1.Created
 	2,  // 2: pagurus.raftlog.v1.Entry.preflight_done:type_name -> pagurus.raftlog.v1.PreflightDone
 	3,  // 3: pagurus.raftlog.v1.Entry.decided:type_name -> pagurus.raftlog.v1.Decided
@@ -1537,29 +1826,33 @@ var file_raftlog_v1_raftlog_proto_depIdxs = []int32{
 	7,  // 7: pagurus.raftlog.v1.Entry.source_settled:type_name -> pagurus.raftlog.v1.SourceSettled
 	8,  // 8: pagurus.raftlog.v1.Entry.target_settled:type_name -> pagurus.raftlog.v1.TargetSettled
 	9,  // 9: pagurus.raftlog.v1.Entry.forgotten:type_name -> pagurus.raftlog.v1.Forgotten
-	10, // 10: pagurus.raftlog.v1.Created.options:type_name -> pagurus.raftlog.v1.Options
-	11, // 11: pagurus.raftlog.v1.Created.blockers:type_name -> pagurus.raftlog.v1.Finding
-	11, // 12: pagurus.raftlog.v1.PreflightDone.blockers:type_name -> pagurus.raftlog.v1.Finding
-	11, // 13: pagurus.raftlog.v1.PreflightDone.warnings:type_name -> pagurus.raftlog.v1.Finding
-	16, // 14: pagurus.raftlog.v1.PreflightDone.phases_ms:type_name -> pagurus.raftlog.v1.PreflightDone.PhasesMsEntry
-	11, // 15: pagurus.raftlog.v1.Decided.blockers:type_name -> pagurus.raftlog.v1.Finding
-	13, // 16: pagurus.raftlog.v1.Decided.measured:type_name -> pagurus.raftlog.v1.Measured
-	17, // 17: pagurus.raftlog.v1.Running.phases_ms:type_name -> pagurus.raftlog.v1.Running.PhasesMsEntry
-	18, // 18: pagurus.raftlog.v1.SourceSettled.phases_ms:type_name -> pagurus.raftlog.v1.SourceSettled.PhasesMsEntry
-	21, // 19: pagurus.raftlog.v1.Options.max_downtime:type_name -> google.protobuf.Duration
-	12, // 20: pagurus.raftlog.v1.Measured.rounds:type_name -> pagurus.raftlog.v1.Round
-	19, // 21: pagurus.raftlog.v1.Measured.phases_ms:type_name -> pagurus.raftlog.v1.Measured.PhasesMsEntry
-	10, // 22: pagurus.raftlog.v1.Record.options:type_name -> pagurus.raftlog.v1.Options
-	11, // 23: pagurus.raftlog.v1.Record.blockers:type_name -> pagurus.raftlog.v1.Finding
-	11, // 24: pagurus.raftlog.v1.Record.warnings:type_name -> pagurus.raftlog.v1.Finding
-	13, // 25: pagurus.raftlog.v1.Record.measured:type_name -> pagurus.raftlog.v1.Measured
-	20, // 26: pagurus.raftlog.v1.Record.created:type_name -> google.protobuf.Timestamp
-	20, // 27: pagurus.raftlog.v1.Record.ended:type_name -> google.protobuf.Timestamp
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	10, // 10: pagurus.raftlog.v1.Entry.address_added:type_name -> pagurus.raftlog.v1.AddressAdded
+	11, // 11: pagurus.raftlog.v1.Entry.address_leaving:type_name -> pagurus.raftlog.v1.AddressLeaving
+	12, // 12: pagurus.raftlog.v1.Entry.address_removed:type_name -> pagurus.raftlog.v1.AddressRemoved
+	13, // 13: pagurus.raftlog.v1.Created.options:type_name -> pagurus.raftlog.v1.Options
+	14, // 14: pagurus.raftlog.v1.Created.blockers:type_name -> pagurus.raftlog.v1.Finding
+	14, // 15: pagurus.raftlog.v1.PreflightDone.blockers:type_name -> pagurus.raftlog.v1.Finding
+	14, // 16: pagurus.raftlog.v1.PreflightDone.warnings:type_name -> pagurus.raftlog.v1.Finding
+	20, // 17: pagurus.raftlog.v1.PreflightDone.phases_ms:type_name -> pagurus.raftlog.v1.PreflightDone.PhasesMsEntry
+	14, // 18: pagurus.raftlog.v1.Decided.blockers:type_name -> pagurus.raftlog.v1.Finding
+	16, // 19: pagurus.raftlog.v1.Decided.measured:type_name -> pagurus.raftlog.v1.Measured
+	21, // 20: pagurus.raftlog.v1.Running.phases_ms:type_name -> pagurus.raftlog.v1.Running.PhasesMsEntry
+	22, // 21: pagurus.raftlog.v1.SourceSettled.phases_ms:type_name -> pagurus.raftlog.v1.SourceSettled.PhasesMsEntry
+	25, // 22: pagurus.raftlog.v1.Options.max_downtime:type_name -> google.protobuf.Duration
+	15, // 23: pagurus.raftlog.v1.Measured.rounds:type_name -> pagurus.raftlog.v1.Round
+	23, // 24: pagurus.raftlog.v1.Measured.phases_ms:type_name -> pagurus.raftlog.v1.Measured.PhasesMsEntry
+	24, // 25: pagurus.raftlog.v1.Address.since:type_name -> google.protobuf.Timestamp
+	13, // 26: pagurus.raftlog.v1.Record.options:type_name -> pagurus.raftlog.v1.Options
+	14, // 27: pagurus.raftlog.v1.Record.blockers:type_name -> pagurus.raftlog.v1.Finding
+	14, // 28: pagurus.raftlog.v1.Record.warnings:type_name -> pagurus.raftlog.v1.Finding
+	16, // 29: pagurus.raftlog.v1.Record.measured:type_name -> pagurus.raftlog.v1.Measured
+	24, // 30: pagurus.raftlog.v1.Record.created:type_name -> google.protobuf.Timestamp
+	24, // 31: pagurus.raftlog.v1.Record.ended:type_name -> google.protobuf.Timestamp
+	32, // [32:32] is the sub-list for method output_type
+	32, // [32:32] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_raftlog_v1_raftlog_proto_init() }
@@ -1577,6 +1870,9 @@ func file_raftlog_v1_raftlog_proto_init() {
 		(*Entry_SourceSettled)(nil),
 		(*Entry_TargetSettled)(nil),
 		(*Entry_Forgotten)(nil),
+		(*Entry_AddressAdded)(nil),
+		(*Entry_AddressLeaving)(nil),
+		(*Entry_AddressRemoved)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1584,7 +1880,7 @@ func file_raftlog_v1_raftlog_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raftlog_v1_raftlog_proto_rawDesc), len(file_raftlog_v1_raftlog_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,113 @@
+package agent
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	migratev1 "github.com/pagurus-project/pagurus/proto/migrate/v1"
+)
+
+func (h *host) setAddresses(epoch uint64, prefixes ...string) error {
+	_, err := h.orders.SetAddresses(h.cluster.t.Context(), &migratev1.SetAddressesRequest{Epoch: epoch, Prefixes: prefixes})
+	return err
+}
+
+// mustHave checks what the machine has, and what was announced since the last call.
+func (h *host) mustHave(announced []string, has ...string) {
+	t := h.cluster.t
+	t.Helper()
+	list := func(texts []string) []netip.Addr {
+		var all []netip.Addr
+		for _, text := range texts {
+			all = append(all, netip.MustParseAddr(text))
+		}
+		return all
+	}
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		h.machine.mu.Lock()
+		done := len(h.machine.announced) >= len(announced)
+		h.machine.mu.Unlock()
+		if done {
+			break
+		}
+	}
+	h.machine.mu.Lock()
+	defer h.machine.mu.Unlock()
+	for _, a := range list(has) {
+		if !h.machine.addresses[a] {
+			t.Errorf("it does not have %s", a)
+		}
+	}
+	if len(h.machine.addresses) != len(has) {
+		t.Errorf("it has %v, not %v", h.machine.addresses, has)
+	}
+	slices.SortFunc(h.machine.announced, netip.Addr.Compare)
+	if !slices.Equal(h.machine.announced, list(announced)) {
+		t.Errorf("announced are %v, not %v", h.machine.announced, announced)
+	}
+	h.machine.announced = nil
+}
+
+func TestServiceAddresses(t *testing.T) {
+	const first, second = "10.0.0.100/24", "10.0.0.101/24"
+	c := newCluster(t)
+	h := c.a
+	for prefix, want := range map[string]codes.Code{first: codes.OK, "10.0.0.100/16": codes.FailedPrecondition, "here": codes.InvalidArgument} {
+		if _, err := h.orders.CheckAddress(t.Context(), &migratev1.CheckAddressRequest{Prefix: prefix}); status.Code(err) != want {
+			t.Errorf("%s: %v", prefix, err)
+		}
+	}
+	if err := h.setAddresses(1, "here"); status.Code(err) != codes.InvalidArgument {
+		t.Error(err)
+	}
+	if err := h.setAddresses(2, first, second); err != nil {
+		t.Fatal(err)
+	}
+	h.mustHave([]string{"10.0.0.100", "10.0.0.101"}, "10.0.0.100", "10.0.0.101")
+	if err := h.setAddresses(2, first, second); err != nil {
+		t.Fatal(err)
+	}
+	h.mustHave(nil, "10.0.0.100", "10.0.0.101")
+	// A leader of before has not heard what the next one has said.
+	if err := h.setAddresses(1); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("a word of before: %v", err)
+	}
+	h.mustHave(nil, "10.0.0.100", "10.0.0.101")
+
+	// They outlive the agent, and the next one knows which are of the service.
+	h.machine.addresses[netip.MustParseAddr("10.0.0.1")] = true
+	h.kill()
+	h.start()
+	if err := h.setAddresses(1); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("a word of before: %v", err)
+	}
+	h.machine.failing["remove 10.0.0.100"] = 1
+	if err := h.setAddresses(3, second); status.Code(err) != codes.Internal {
+		t.Errorf("what cannot be taken off: %v", err)
+	}
+	h.kill()
+	h.start()
+	if err := h.setAddresses(3, second); err != nil {
+		t.Fatal(err)
+	}
+	h.mustHave(nil, "10.0.0.1", "10.0.0.101")
+	// What could not be put on at first is announced when it is.
+	h.machine.failing["put 10.0.0.100"] = 1
+	if err := h.setAddresses(3, first, second); status.Code(err) != codes.Internal {
+		t.Errorf("what cannot be put on: %v", err)
+	}
+	h.mustHave(nil, "10.0.0.1", "10.0.0.101")
+	if err := h.setAddresses(3, first, second); err != nil {
+		t.Fatal(err)
+	}
+	h.mustHave([]string{"10.0.0.100"}, "10.0.0.1", "10.0.0.100", "10.0.0.101")
+	if err := h.setAddresses(3); err != nil {
+		t.Fatal(err)
+	}
+	h.mustHave(nil, "10.0.0.1")
+}

@@ -1,0 +1,276 @@
+// Package addresses sees that each host has the service addresses that the log
+// gives it, while its server leads.
+//
+//	Add ──▶ the host is asked ──▶ log ──┐
+//	Remove ──────────▶ log: leaving ────┤
+//	a change, or now and then ──────────┴─▶ tell the host all that it has
+//	                                              └─▶ log: removed what was leaving
+//
+// What the log says is who has an address; a host that cannot be reached has
+// what it had.
+package addresses
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/pagurus-project/pagurus/coordinator/logline"
+	"github.com/pagurus-project/pagurus/coordinator/scheduler"
+	"github.com/pagurus-project/pagurus/migrate"
+	migratev1 "github.com/pagurus-project/pagurus/proto/migrate/v1"
+)
+
+// Log is the replicated log as the keeper needs it.
+type Log interface {
+	// ApplyAddress writes an event and returns the address after it. An error
+	// other than migrate.ErrAddressTaken leaves open whether it was written.
+	ApplyAddress(ctx context.Context, event migrate.AddressEvent) (migrate.Address, error)
+	Addresses() []migrate.Address
+}
+
+// Errors of a request that changed nothing.
+var (
+	ErrNoSuchAddress = errors.New("no such service address")
+	// ErrUnfit says that the host cannot have the address.
+	ErrUnfit = errors.New("cannot have this address")
+	// ErrUnreachable says that the host did not answer.
+	ErrUnreachable = errors.New("does not answer")
+)
+
+const (
+	// askTimeout is how long a host may take to answer.
+	askTimeout = 5 * time.Second
+	// How long and how often a host is asked that cannot be reached.
+	reachFor   = 6 * time.Second
+	reachEvery = 100 * time.Millisecond
+	// tellEvery is how often hosts are told without a change: one may have lost
+	// its addresses with a boot, or not have been reached.
+	tellEvery = 10 * time.Second
+)
+
+// A Keeper does that. Its methods may be called from any goroutine.
+type Keeper struct {
+	log    Log
+	agents scheduler.Agents
+	logger *slog.Logger
+	wake   chan struct{} // has one element after a change
+
+	mu   sync.Mutex
+	term uint64                 // 0 while another server leads
+	ctx  context.Context        // ends with the term
+	busy map[string]*sync.Mutex // by host: what one is told comes in order
+}
+
+// New makes a keeper, which does nothing until Lead.
+func New(log Log, agents scheduler.Agents, logger *slog.Logger) *Keeper {
+	return &Keeper{log: log, agents: agents, logger: logger, wake: make(chan struct{}, 1), busy: map[string]*sync.Mutex{}}
+}
+
+// Changed tells of a change in the log. It does not block.
+func (k *Keeper) Changed() {
+	select {
+	case k.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Addresses are all of them, in order.
+func (k *Keeper) Addresses() []migrate.Address { return k.log.Addresses() }
+
+// Lead tells hosts what they have until ctx ends. The number is higher than in
+// any call before, on whatever server.
+func (k *Keeper) Lead(ctx context.Context, number uint64) {
+	k.mu.Lock()
+	k.term, k.ctx = number, ctx
+	k.mu.Unlock()
+	defer func() {
+		k.mu.Lock()
+		k.term, k.ctx = 0, nil
+		k.mu.Unlock()
+	}()
+	ticker := time.NewTicker(tellEvery)
+	defer ticker.Stop()
+	for {
+		var telling sync.WaitGroup
+		for _, host := range k.hosts() {
+			telling.Go(func() {
+				if err := k.tell(ctx, host); err != nil && ctx.Err() == nil {
+					k.logger.Warn("telling a host its service addresses", "host", host, logline.KeyError, err)
+				}
+			})
+		}
+		telling.Wait()
+		select {
+		case <-ctx.Done():
+			return
+		case <-k.wake:
+		case <-ticker.C:
+		}
+	}
+}
+
+func (k *Keeper) hosts() []string {
+	var hosts []string
+	for _, a := range k.log.Addresses() {
+		hosts = append(hosts, a.Host)
+	}
+	slices.Sort(hosts)
+	return slices.Compact(hosts)
+}
+
+// tell tells a host all that it has, and writes down that it has no longer what
+// was leaving.
+func (k *Keeper) tell(ctx context.Context, host string) error {
+	k.mu.Lock()
+	term, one := k.term, k.busy[host]
+	if one == nil {
+		one = &sync.Mutex{}
+		k.busy[host] = one
+	}
+	k.mu.Unlock()
+	if term == 0 {
+		return scheduler.ErrNotLeading
+	}
+	one.Lock()
+	defer one.Unlock()
+	req := &migratev1.SetAddressesRequest{Epoch: term}
+	var leaving []netip.Addr
+	for _, a := range k.log.Addresses() {
+		switch {
+		case a.Host != host:
+		case a.Leaving:
+			leaving = append(leaving, a.Prefix.Addr())
+		default:
+			req.Prefixes = append(req.Prefixes, a.Prefix.String())
+		}
+	}
+	err := k.ask(ctx, host, func(ctx context.Context, agent migratev1.AgentClient) error {
+		_, err := agent.SetAddresses(ctx, req)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, a := range leaving {
+		if _, err := k.log.ApplyAddress(ctx, migrate.AddressRemoved{Address: a}); err != nil {
+			return fmt.Errorf("writing to the log: %w", err)
+		}
+		k.logger.Info("service address removed", "address", a.String(), "host", host)
+	}
+	return nil
+}
+
+func (k *Keeper) ask(ctx context.Context, host string, call func(context.Context, migratev1.AgentClient) error) error {
+	agent, err := k.agents.Agent(host)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	return call(ctx, agent)
+}
+
+// Add gives a host an address. When it returns without an error the host has it;
+// ErrUnfit, ErrUnreachable, migrate.ErrAddressTaken and scheduler.ErrNoSuchHost say
+// that nothing was changed.
+func (k *Keeper) Add(ctx context.Context, p netip.Prefix, host string) (migrate.Address, error) {
+	ctx, stop, err := k.whileLeading(ctx)
+	if err != nil {
+		return migrate.Address{}, err
+	}
+	defer stop()
+	err = k.check(ctx, p, host)
+	switch {
+	case errors.Is(err, scheduler.ErrNoSuchHost):
+		return migrate.Address{}, err
+	case status.Code(err) == codes.FailedPrecondition:
+		return migrate.Address{}, fmt.Errorf("%s %w: %s", host, ErrUnfit, message(err))
+	case err != nil:
+		return migrate.Address{}, fmt.Errorf("the agent on %s %w: %s", host, ErrUnreachable, message(err))
+	}
+	a, err := k.log.ApplyAddress(ctx, migrate.AddressAdded{Prefix: p, Host: host, At: time.Now().UTC()})
+	if err != nil {
+		return a, err
+	}
+	k.logger.Info("service address added", "address", p.String(), "host", host)
+	if err := k.tell(ctx, host); err != nil {
+		return a, fmt.Errorf("%s is to be on %s, whose agent has not put it on yet: %s", p.Addr(), host, message(err))
+	}
+	return a, nil
+}
+
+// check asks a host whether it could have an address, for a while again if it does
+// not answer: it may only just have started, or this server.
+func (k *Keeper) check(ctx context.Context, p netip.Prefix, host string) error {
+	for began := time.Now(); ; {
+		err := k.ask(ctx, host, func(ctx context.Context, agent migratev1.AgentClient) error {
+			_, err := agent.CheckAddress(ctx, &migratev1.CheckAddressRequest{Prefix: p.String()})
+			return err
+		})
+		if status.Code(err) != codes.Unavailable || time.Since(began) > reachFor {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(reachEvery):
+		}
+	}
+}
+
+// Remove takes an address from the host that has it. If the host does not answer,
+// the address is returned as leaving: it will be gone when the host is back.
+func (k *Keeper) Remove(ctx context.Context, address netip.Addr) (migrate.Address, error) {
+	ctx, stop, err := k.whileLeading(ctx)
+	if err != nil {
+		return migrate.Address{}, err
+	}
+	defer stop()
+	a, err := k.log.ApplyAddress(ctx, migrate.AddressLeaving{Address: address})
+	if err != nil {
+		return a, err
+	}
+	if a.Host == "" {
+		return a, fmt.Errorf("%w: %s", ErrNoSuchAddress, address)
+	}
+	if err := k.tell(ctx, a.Host); err != nil {
+		if ctx.Err() != nil {
+			return a, ctx.Err()
+		}
+		k.logger.Warn("telling a host its service addresses", "host", a.Host, logline.KeyError, err)
+		return a, nil
+	}
+	a.Leaving = false
+	return a, nil
+}
+
+// whileLeading returns a context that ends with ctx or when this server stops to
+// lead.
+func (k *Keeper) whileLeading(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	k.mu.Lock()
+	leading := k.ctx
+	k.mu.Unlock()
+	if leading == nil || leading.Err() != nil {
+		return nil, nil, scheduler.ErrNotLeading
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(leading, cancel)
+	return ctx, func() { stop(); cancel() }, nil
+}
+
+// message is what an error says, without gRPC's frame around it.
+func message(err error) string {
+	if s, ok := status.FromError(err); ok {
+		return s.Message()
+	}
+	return err.Error()
+}

@@ -1,0 +1,186 @@
+package addresses_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/pagurus-project/pagurus/coordinator/addresses"
+	"github.com/pagurus-project/pagurus/coordinator/scheduler"
+	"github.com/pagurus-project/pagurus/migrate"
+	migratev1 "github.com/pagurus-project/pagurus/proto/migrate/v1"
+)
+
+// A log is a replicated log with one server.
+type log struct {
+	mu      sync.Mutex
+	all     *migrate.Addresses
+	changed func()
+}
+
+func (l *log) ApplyAddress(_ context.Context, event migrate.AddressEvent) (migrate.Address, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	defer l.changed()
+	return l.all.Apply(event)
+}
+
+func (l *log) Addresses() []migrate.Address {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.List()
+}
+
+// A host is an agent that does as it is told.
+type host struct {
+	migratev1.AgentClient
+
+	mu     sync.Mutex
+	down   bool
+	epoch  uint64
+	has    []string
+	orders int
+}
+
+func (h *host) CheckAddress(_ context.Context, req *migratev1.CheckAddressRequest, _ ...grpc.CallOption) (*migratev1.CheckAddressResponse, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.down:
+		return nil, status.Error(codes.Unavailable, "is down")
+	case netip.MustParsePrefix(req.GetPrefix()).Bits() != 24:
+		return nil, status.Error(codes.FailedPrecondition, "not in its network")
+	}
+	return &migratev1.CheckAddressResponse{}, nil
+}
+
+func (h *host) SetAddresses(_ context.Context, req *migratev1.SetAddressesRequest, _ ...grpc.CallOption) (*migratev1.SetAddressesResponse, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.down {
+		return nil, status.Error(codes.Unavailable, "is down")
+	}
+	h.epoch, h.has, h.orders = req.GetEpoch(), req.GetPrefixes(), h.orders+1
+	return &migratev1.SetAddressesResponse{}, nil
+}
+
+func (h *host) set(change func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	change()
+}
+
+func (h *host) must(t *testing.T, epoch uint64, has ...string) {
+	t.Helper()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.epoch != epoch || !slices.Equal(h.has, has) {
+		t.Errorf("it has been told %v in epoch %d, not %v in %d", h.has, h.epoch, has, epoch)
+	}
+}
+
+type hosts map[string]*host
+
+func (h hosts) Agent(name string) (migratev1.AgentClient, error) {
+	if h[name] == nil {
+		return nil, scheduler.ErrNoSuchHost
+	}
+	return h[name], nil
+}
+
+// lead has a keeper lead until the returned function is called.
+func lead(t *testing.T, k *addresses.Keeper, term uint64) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var leading sync.WaitGroup
+	leading.Go(func() { k.Lead(ctx, term) })
+	synctest.Wait()
+	return func() { cancel(); leading.Wait() }
+}
+
+func TestKeeper(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const first, second = "10.0.0.100/24", "10.0.0.101/24"
+		p := netip.MustParsePrefix(first)
+		all := hosts{"a": {}, "b": {}}
+		l := &log{all: migrate.NewAddresses()}
+		k := addresses.New(l, all, slog.New(slog.DiscardHandler))
+		l.changed = k.Changed
+		if _, err := k.Add(t.Context(), p, "a"); !errors.Is(err, scheduler.ErrNotLeading) {
+			t.Errorf("without leading: %v", err)
+		}
+		stop := lead(t, k, 1)
+
+		for range 2 {
+			if a, err := k.Add(t.Context(), p, "a"); err != nil || a.Host != "a" || a.Prefix != p {
+				t.Fatalf("%+v, %v", a, err)
+			}
+			all["a"].must(t, 1, first)
+		}
+		for _, test := range []struct {
+			prefix, host string
+			want         error
+		}{
+			{first, "b", migrate.ErrAddressTaken},
+			{"10.0.0.102/16", "b", addresses.ErrUnfit},
+			{second, "c", scheduler.ErrNoSuchHost},
+		} {
+			if _, err := k.Add(t.Context(), netip.MustParsePrefix(test.prefix), test.host); !errors.Is(err, test.want) {
+				t.Errorf("%s on %s: %v", test.prefix, test.host, err)
+			}
+		}
+		if list := k.Addresses(); len(list) != 1 {
+			t.Errorf("what was refused is listed: %v", list)
+		}
+
+		// A host that does not answer keeps what it has, and is told when it is back.
+		all["a"].set(func() { all["a"].down = true })
+		if _, err := k.Add(t.Context(), netip.MustParsePrefix(second), "a"); !errors.Is(err, addresses.ErrUnreachable) {
+			t.Errorf("on a host that is down: %v", err)
+		}
+		if a, err := k.Remove(t.Context(), p.Addr()); err != nil || !a.Leaving {
+			t.Errorf("from a host that is down: %+v, %v", a, err)
+		}
+		all["a"].must(t, 1, first)
+		if _, err := k.Add(t.Context(), p, "b"); !errors.Is(err, migrate.ErrAddressTaken) {
+			t.Errorf("while it leaves another: %v", err)
+		}
+		all["a"].set(func() { all["a"].down = false })
+		time.Sleep(time.Minute)
+		all["a"].must(t, 1)
+		if list := k.Addresses(); len(list) != 0 {
+			t.Errorf("left: %v", list)
+		}
+		if _, err := k.Remove(t.Context(), p.Addr()); !errors.Is(err, addresses.ErrNoSuchAddress) {
+			t.Errorf("again: %v", err)
+		}
+
+		// The next leader tells everybody, and again and again.
+		if _, err := k.Add(t.Context(), p, "b"); err != nil {
+			t.Fatal(err)
+		}
+		stop()
+		stop = lead(t, k, 2)
+		all["b"].must(t, 2, first)
+		orders := all["b"].orders
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if all["b"].orders == orders {
+			t.Error("a host that has started anew would not get its address back")
+		}
+		if a, err := k.Remove(t.Context(), p.Addr()); err != nil || a.Leaving {
+			t.Errorf("%+v, %v", a, err)
+		}
+		all["b"].must(t, 2)
+		stop()
+	})
+}
