@@ -202,10 +202,9 @@ func (g Group) Remove(ctx context.Context) error {
 	return nil
 }
 
-// Was reports whether a process has its id still, and was in a group of this
-// name when it ended, if it has. The id of one that has ended is in use until its
-// parent asks for its status; cgroup.procs does not list it, its own membership
-// stays, marked once the group is removed (cgroups(7), "/proc files").
+// Was reports whether a process, alive or not asked for its status since it ended,
+// is in a group of this name, which may have been removed. cgroup.procs does not list
+// one that has ended; its own membership stays (cgroups(7), "/proc files").
 func (g Group) Was(pid int) bool {
 	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {

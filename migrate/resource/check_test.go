@@ -151,12 +151,19 @@ func TestCheckFiles(t *testing.T) {
 	if err := os.WriteFile(path, []byte("here"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	shared := image.Identity{Mode: unix.S_IFREG, Bytes: 4, Written: true, Device: st.Dev, Inode: 1, Parent: st.Ino}
 	for _, tt := range []struct {
 		name string
 		path string
 		id   image.Identity
 		code migrate.Code
 	}{
+		{"gone since", path + "2", shared, ""},
+		{"replaced since", path, shared, ""},
 		{"missing", path + "2", image.Identity{Mode: unix.S_IFREG}, migrate.CodeFileMissing},
 		{"another kind", dir, image.Identity{Mode: unix.S_IFREG}, migrate.CodeFileDiffers},
 		{"another size", path, image.Identity{Mode: unix.S_IFREG, Bytes: 5, Digest: []byte{1}}, migrate.CodeFileDiffers},
@@ -167,6 +174,9 @@ func TestCheckFiles(t *testing.T) {
 			c := &Check{
 				Findings: &Findings{}, Source: image.Host{BootID: "there"}, Host: image.Host{BootID: "here"},
 				Image: &image.Image{}, Digests: NewDigests(),
+			}
+			if tt.id.Parent != 0 { // both see the directory
+				c.Source.BootID = c.Host.BootID
 			}
 			checkIdentity(c, &image.File{Path: tt.path, Identity: &tt.id})
 			onlyBlocker(t, c.Blockers, tt.code, tt.path)

@@ -54,11 +54,11 @@ func parentOf(path string, device uint64) uint64 {
 	return st.Ino
 }
 
-// goneEverywhere reports whether a file that is not here has gone at the source
-// too since it was looked at there: both hosts see the directory that it was in.
-// Programs make and remove files all the time. Should the process still have it
-// open when it is frozen, it moves as a file without a name.
-func (c *Check) goneEverywhere(f *image.File) bool {
+// changedSince reports whether a file that is not here, or another one here, is so
+// at the source too, since it was looked at there: both hosts see the directory that
+// it was in. Programs make, replace and remove files all the time. Should the process
+// still have it open when it is frozen, it moves as a file without a name.
+func (c *Check) changedSince(f *image.File) bool {
 	id := f.Identity
 	var st unix.Stat_t
 	var fs unix.Statfs_t
@@ -141,7 +141,7 @@ func sameFile(source, here *image.Host, theirs, own *image.Identity) bool {
 // has at the same path.
 func checkIdentity(c *Check, f *image.File) {
 	own, err := c.ownIdentity(f)
-	if errors.Is(err, os.ErrNotExist) && c.goneEverywhere(f) {
+	if errors.Is(err, os.ErrNotExist) && c.changedSince(f) {
 		return
 	}
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
@@ -156,7 +156,7 @@ func checkIdentity(c *Check, f *image.File) {
 	switch {
 	case id.Mode&unix.S_IFMT != own.Mode&unix.S_IFMT:
 		c.Block(migrate.CodeFileDiffers, "make it the same there", "%s is another kind of file", f.Path)
-	case sameFile(&c.Source, &c.Host, id, own), id.Mode&unix.S_IFMT != unix.S_IFREG:
+	case sameFile(&c.Source, &c.Host, id, own), id.Mode&unix.S_IFMT != unix.S_IFREG, c.changedSince(f):
 	case id.Written:
 		c.Block(migrate.CodeFileNotShared, "put it on a file system that both hosts see", "%s is written by the process, and the file there is another one", f.Path)
 	case id.Bytes != own.Bytes || len(id.Digest) == 0 || string(id.Digest) != string(own.Digest):

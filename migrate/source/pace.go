@@ -7,7 +7,7 @@ type verdict int
 
 const (
 	verdictRound  verdict = iota // one more round
-	verdictFreeze                // the rest fits the downtime that is allowed, and is as little as it gets
+	verdictFreeze                // the rest fits the downtime that is allowed
 	verdictFutile                // it does not, and more rounds will not change that
 )
 
@@ -25,7 +25,8 @@ const (
 	lengthsApart = 4
 	// Also when the rest fits, a round that promises to leave less than half of
 	// it is worth its while, as long as sending the rest takes a noticeable part
-	// of a freeze: one in so many.
+	// of a freeze: one in so many. One round is kept in hand, for a process that
+	// writes more just then.
 	noticeable = 8
 	// What was sent of a round tells the speed of the stream only if it is more
 	// than goes into buffers on the way.
@@ -111,7 +112,7 @@ func (p *pace) estimate(now time.Time) (time.Duration, bool) {
 func (p *pace) next(now time.Time) (verdict, string) {
 	left, known := p.estimate(now)
 	switch {
-	case known && left <= p.allowed && p.halved && left-p.fixed > left/noticeable && p.rounds < p.maxRounds:
+	case known && left <= p.allowed && p.halved && p.stale == 0 && left-p.fixed > left/noticeable && p.rounds+1 < p.maxRounds:
 		return verdictRound, ""
 	// A process writes most of its pages at the beginning of an interval, and
 	// then the same again: what a long interval tells about a short one is too

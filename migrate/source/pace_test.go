@@ -87,8 +87,10 @@ func TestPaceHalves(t *testing.T) {
 		t.Errorf("verdict %v after %d rounds: frozen then, it would stand still for %v", v, n, cost)
 	}
 	// The limit on rounds holds all the same.
-	p.maxRounds = 3
-	if v, n, _ := s.run(p); v != verdictFreeze || n != 3 {
-		t.Errorf("verdict %v after %d rounds, 3 are allowed", v, n)
+	for most := 3; most < 6; most++ {
+		p.maxRounds = most
+		if v, n, _ := s.run(p); v != verdictFreeze || n > most {
+			t.Errorf("verdict %v after %d rounds, %d are allowed", v, n, most)
+		}
 	}
 }

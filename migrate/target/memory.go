@@ -58,6 +58,13 @@ func (m *memory) setProcess(id pageserver.SpaceID, p *process, unmapped []image.
 	}
 }
 
+// placed are the pages that were placed in a space. Nothing is placed meanwhile.
+func (m *memory) placed(id pageserver.SpaceID) pageserver.PageSet {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.spaces[id].placed
+}
+
 func (m *memory) addObject(id pageserver.SpaceID, file *os.File, size uint64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

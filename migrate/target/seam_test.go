@@ -11,7 +11,9 @@ import (
 
 // seamProgram has places of eight pages. Each is now two mappings with a gap
 // between them, now one that has grown over the gap and where the other one was,
-// and changes all the time. What is one mapping can be resized as one.
+// and changes all the time. What is one mapping can be resized as one. Some have a
+// neighbour that differs by its protection only, in others the two do not count
+// as committed memory alike.
 const seamProgram = `
 import ctypes, os, random, sys, time
 dir = sys.argv[1]
@@ -22,25 +24,30 @@ def call(f, *args):
     result = f(*[ctypes.c_void_p(a) for a in args])
     if result in (-1, FAILED): raise OSError(ctypes.get_errno(), f.__name__)
     return result
-def new(addr, pages): # readable, writable; private, anonymous, at this address
-    call(libc.mmap, addr, pages * PAGE, 3, 0x32, -1, 0)
+NORESERVE = 0x4000
+def new(addr, pages, flags=0): # readable, writable; private, anonymous, at this address
+    call(libc.mmap, addr, pages * PAGE, 3, 0x32 | flags, -1, 0)
 def touch(addr, pages, value):
     for page in range(pages): ctypes.c_char.from_address(addr + page * PAGE).value = value
 places = []
-for n in range(64):
+for n in range(96):
     # With room around it: no neighbour is to be joined with it.
     at = call(libc.mmap, 0, 24 * PAGE, 0, 0x22, -1, 0)
     call(libc.munmap, at, 24 * PAGE)
-    places.append(dict(at=at + 8 * PAGE, one=True))
-    new(places[-1]["at"], 8)
+    p = dict(at=at + 8 * PAGE, one=True, flags=NORESERVE if n % 3 == 1 else 0)
+    places.append(p)
+    if n % 3 == 2:
+        new(p["at"] - 2 * PAGE, 2); touch(p["at"] - 2 * PAGE, 2, b"n")
+        call(libc.mprotect, p["at"] - 2 * PAGE, 2 * PAGE, 1)
+    new(p["at"], 8)
 def flip(p):
     at = p["at"]
     if p["one"]:
         call(libc.munmap, at, 8 * PAGE)
-        new(at, 2); touch(at, 2, b"a")
-        new(at + 6 * PAGE, 2); touch(at + 6 * PAGE, 2, b"b")
+        new(at, 2, p["flags"]); touch(at, 2, b"a")
+        new(at + 4 * PAGE, 4); touch(at + 4 * PAGE, 4, b"b")
     else:
-        call(libc.munmap, at + 6 * PAGE, 2 * PAGE)
+        call(libc.munmap, at + 4 * PAGE, 4 * PAGE)
         call(libc.mremap, at, 2 * PAGE, 8 * PAGE, 0)
         touch(at + 2 * PAGE, 6, b"c")
     p["one"] = not p["one"]
