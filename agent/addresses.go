@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -20,25 +21,33 @@ import (
 
 // Addresses is how service addresses are put on this host.
 type Addresses interface {
-	// Check reports what keeps the host from having an address.
-	Check(p netip.Prefix) error
+	// Check says what keeps the host from having an address that it does not
+	// have; if nothing does, unfit is empty.
+	Check(p netip.Prefix) (unfit string, err error)
 	// Put and Remove may be repeated; Put reports whether it was not there.
 	Put(p netip.Prefix) (put bool, err error)
 	Remove(a netip.Addr) error
-	// Announce tells the network a few times that the address is here. It may
-	// take seconds, or end with ctx.
-	Announce(ctx context.Context, p netip.Prefix) error
+	// Announce tells the network that the address is here.
+	Announce(p netip.Prefix) error
+}
+
+// announcePauses are those between announcements: one may be lost, and a switch
+// that has just learned of a new link may not pass the first ones on.
+var announcePauses = []time.Duration{
+	100 * time.Millisecond, 300 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second,
 }
 
 // serviceAddresses are those that the coordinators have given this host. They
-// outlive the agent, in the kernel and in STATE_DIR/addresses.json, which says what
-// may have been put on: others are not touched.
+// outlive the agent, in the kernel and, as long as there are any, in
+// STATE_DIR/addresses.json, which says what may have been put on: others are not
+// touched.
 type serviceAddresses struct {
 	agent *Agent
 	path  string
 
-	mu    sync.Mutex
-	known addressEntry
+	mu        sync.Mutex
+	known     addressEntry
+	announced map[netip.Prefix]bool // by this agent; those that are put on
 }
 
 // An addressEntry is that file.
@@ -48,7 +57,7 @@ type addressEntry struct {
 }
 
 func (a *Agent) openAddresses() (*serviceAddresses, error) {
-	s := &serviceAddresses{agent: a, path: filepath.Join(a.config.StateDir, "addresses.json")}
+	s := &serviceAddresses{agent: a, path: filepath.Join(a.config.StateDir, "addresses.json"), announced: map[netip.Prefix]bool{}}
 	content, err := os.ReadFile(s.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
@@ -62,20 +71,38 @@ func (a *Agent) openAddresses() (*serviceAddresses, error) {
 	return s, nil
 }
 
-func (s *serviceAddresses) save(e addressEntry) error {
-	if err := replace(s.path, e); err != nil {
-		return err
+func (s *serviceAddresses) saveLocked(e addressEntry) error {
+	var err error
+	switch {
+	case len(e.Prefixes) == 0:
+		err = forget(s.path)
+	case e.Epoch != s.known.Epoch || !slices.Equal(e.Prefixes, s.known.Prefixes):
+		err = replace(s.path, e)
 	}
-	s.known = e
-	return nil
+	if err == nil {
+		s.known = e
+	}
+	return err
 }
 
-// set makes these the host's service addresses.
-func (s *serviceAddresses) set(epoch uint64, wanted []netip.Prefix) error {
+// has reports whether the host may have an address because it was told to.
+func (s *serviceAddresses) has(p netip.Prefix) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return slices.Contains(s.known.Prefixes, p)
+}
+
+// set makes these the host's service addresses. What could not be put on or taken
+// off is returned by address.
+func (s *serviceAddresses) set(ctx context.Context, epoch uint64, wanted []netip.Prefix) (failed map[netip.Addr]error, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// Who has sent it may have given up waiting, and sent another list.
+	if ctx.Err() != nil {
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
 	if epoch < s.known.Epoch {
-		return status.Errorf(codes.FailedPrecondition, "epoch %d is older than %d", epoch, s.known.Epoch)
+		return nil, status.Errorf(codes.FailedPrecondition, "epoch %d is older than %d", epoch, s.known.Epoch)
 	}
 	had := s.known.Prefixes
 	all := slices.Clone(wanted)
@@ -84,34 +111,62 @@ func (s *serviceAddresses) set(epoch uint64, wanted []netip.Prefix) error {
 			all = append(all, p)
 		}
 	}
-	if err := s.save(addressEntry{epoch, all}); err != nil {
-		return err
+	if err := s.saveLocked(addressEntry{epoch, all}); err != nil {
+		return nil, err
 	}
-	var errs []error
+	failed = map[netip.Addr]error{}
+	left := slices.Clone(wanted)
 	for _, p := range had {
-		if !slices.ContainsFunc(wanted, func(w netip.Prefix) bool { return w.Addr() == p.Addr() }) {
-			errs = append(errs, s.agent.config.Addresses.Remove(p.Addr()))
-			s.agent.logger.Info("service address taken off", keyAddress, p.Addr().String())
+		if slices.ContainsFunc(wanted, func(w netip.Prefix) bool { return w.Addr() == p.Addr() }) {
+			continue
 		}
+		delete(s.announced, p)
+		if err := s.agent.config.Addresses.Remove(p.Addr()); err != nil {
+			failed[p.Addr()] = err
+			left = append(left, p)
+			continue
+		}
+		s.agent.logger.Info("service address taken off", keyAddress, p.Addr().String())
 	}
 	for _, p := range wanted {
 		put, err := s.agent.config.Addresses.Put(p)
-		errs = append(errs, err)
+		if err != nil {
+			failed[p.Addr()] = err
+			continue
+		}
 		if put {
 			s.agent.logger.Info("service address put on", keyAddress, p.Addr().String())
-			s.announce(p)
+		}
+		// An agent that died may have put it on without a word.
+		if put || !s.announced[p] {
+			s.announceLocked(p)
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	return s.save(addressEntry{epoch, wanted})
+	return failed, s.saveLocked(addressEntry{epoch, left})
 }
 
-func (s *serviceAddresses) announce(p netip.Prefix) {
-	s.agent.running.Go(func() {
-		if err := s.agent.config.Addresses.Announce(s.agent.alive, p); err != nil {
+// announceLocked tells the network of an address, once when it returns and a few
+// times more, as long as the host has it.
+func (s *serviceAddresses) announceLocked(p netip.Prefix) {
+	once := func() {
+		if err := s.agent.config.Addresses.Announce(p); err != nil {
 			s.agent.logger.Warn("announcing a service address", keyAddress, p.Addr().String(), keyError, err)
+		}
+	}
+	s.announced[p] = true
+	once()
+	s.agent.running.Go(func() {
+		for _, pause := range announcePauses {
+			select {
+			case <-s.agent.alive.Done():
+				return
+			case <-time.After(pause):
+			}
+			s.mu.Lock()
+			if s.announced[p] {
+				once()
+			}
+			s.mu.Unlock()
 		}
 	})
 }
@@ -122,14 +177,21 @@ func (o orders) CheckAddress(_ context.Context, req *migratev1.CheckAddressReque
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	if err := o.agent.config.Addresses.Check(p); err != nil {
-		return nil, status.Error(codes.FailedPrecondition, err.Error())
+	if o.agent.addresses.has(p) {
+		return &migratev1.CheckAddressResponse{}, nil
+	}
+	unfit, err := o.agent.config.Addresses.Check(p)
+	switch {
+	case err != nil:
+		return nil, status.Error(codes.Unavailable, err.Error())
+	case unfit != "":
+		return nil, status.Error(codes.FailedPrecondition, unfit)
 	}
 	return &migratev1.CheckAddressResponse{}, nil
 }
 
 // SetAddresses tells the host all that it has.
-func (o orders) SetAddresses(_ context.Context, req *migratev1.SetAddressesRequest) (*migratev1.SetAddressesResponse, error) {
+func (o orders) SetAddresses(ctx context.Context, req *migratev1.SetAddressesRequest) (*migratev1.SetAddressesResponse, error) {
 	var wanted []netip.Prefix
 	for _, text := range req.GetPrefixes() {
 		p, err := netip.ParsePrefix(text)
@@ -138,12 +200,16 @@ func (o orders) SetAddresses(_ context.Context, req *migratev1.SetAddressesReque
 		}
 		wanted = append(wanted, p)
 	}
-	err := o.agent.addresses.set(req.GetEpoch(), wanted)
+	failed, err := o.agent.addresses.set(ctx, req.GetEpoch(), wanted)
 	if _, ok := status.FromError(err); !ok {
 		err = status.Error(codes.Internal, err.Error())
 	}
 	if err != nil {
 		return nil, err
 	}
-	return &migratev1.SetAddressesResponse{}, nil
+	resp := &migratev1.SetAddressesResponse{}
+	for a, err := range failed {
+		resp.Failures = append(resp.Failures, &migratev1.AddressFailure{Address: a.String(), Reason: err.Error()})
+	}
+	return resp, nil
 }

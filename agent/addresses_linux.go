@@ -1,7 +1,7 @@
 package agent
 
 import (
-	"context"
+	"errors"
 	"net/netip"
 
 	"github.com/pagurus-project/pagurus/agent/address"
@@ -12,10 +12,14 @@ func HostAddresses() Addresses { return hostAddresses{} }
 
 type hostAddresses struct{}
 
-func (hostAddresses) Check(p netip.Prefix) error       { return address.Check(p) }
+func (hostAddresses) Check(p netip.Prefix) (unfit string, err error) {
+	err = address.Check(p)
+	if errors.Is(err, address.ErrNoNetwork) || errors.Is(err, address.ErrPresent) {
+		return err.Error(), nil
+	}
+	return "", err
+}
+
 func (hostAddresses) Put(p netip.Prefix) (bool, error) { return address.Put(p) }
 func (hostAddresses) Remove(a netip.Addr) error        { return address.Remove(a) }
-
-func (hostAddresses) Announce(ctx context.Context, p netip.Prefix) error {
-	return address.Announce(ctx, p)
-}
+func (hostAddresses) Announce(p netip.Prefix) error    { return address.Announce(p) }

@@ -1,10 +1,12 @@
 package agent
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -12,8 +14,12 @@ import (
 	migratev1 "github.com/pagurus-project/pagurus/proto/migrate/v1"
 )
 
+// setAddresses tells the agent all addresses; what it could not do is an error too.
 func (h *host) setAddresses(epoch uint64, prefixes ...string) error {
-	_, err := h.orders.SetAddresses(h.cluster.t.Context(), &migratev1.SetAddressesRequest{Epoch: epoch, Prefixes: prefixes})
+	resp, err := h.orders.SetAddresses(h.cluster.t.Context(), &migratev1.SetAddressesRequest{Epoch: epoch, Prefixes: prefixes})
+	for _, f := range resp.GetFailures() {
+		err = errors.Join(err, fmt.Errorf("%s: %s", f.GetAddress(), f.GetReason()))
+	}
 	return err
 }
 
@@ -28,14 +34,6 @@ func (h *host) mustHave(announced []string, has ...string) {
 		}
 		return all
 	}
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		h.machine.mu.Lock()
-		done := len(h.machine.announced) >= len(announced)
-		h.machine.mu.Unlock()
-		if done {
-			break
-		}
-	}
 	h.machine.mu.Lock()
 	defer h.machine.mu.Unlock()
 	for _, a := range list(has) {
@@ -46,7 +44,6 @@ func (h *host) mustHave(announced []string, has ...string) {
 	if len(h.machine.addresses) != len(has) {
 		t.Errorf("it has %v, not %v", h.machine.addresses, has)
 	}
-	slices.SortFunc(h.machine.announced, netip.Addr.Compare)
 	if !slices.Equal(h.machine.announced, list(announced)) {
 		t.Errorf("announced are %v, not %v", h.machine.announced, announced)
 	}
@@ -79,26 +76,38 @@ func TestServiceAddresses(t *testing.T) {
 	}
 	h.mustHave(nil, "10.0.0.100", "10.0.0.101")
 
-	// They outlive the agent, and the next one knows which are of the service.
+	// What it has been given can be given to it again; what it has for itself cannot.
+	h.machine.mu.Lock()
 	h.machine.addresses[netip.MustParseAddr("10.0.0.1")] = true
+	h.machine.mu.Unlock()
+	for prefix, want := range map[string]codes.Code{first: codes.OK, "10.0.0.1/24": codes.FailedPrecondition} {
+		if _, err := h.orders.CheckAddress(t.Context(), &migratev1.CheckAddressRequest{Prefix: prefix}); status.Code(err) != want {
+			t.Errorf("%s: %v", prefix, err)
+		}
+	}
+
+	// They outlive the agent, and the next one knows which are of the service.
 	h.kill()
+	clear(h.machine.known)
 	h.start()
 	if err := h.setAddresses(1); status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("a word of before: %v", err)
 	}
-	h.machine.failing["remove 10.0.0.100"] = 1
-	if err := h.setAddresses(3, second); status.Code(err) != codes.Internal {
+	h.failing["remove 10.0.0.100"] = 1
+	if err := h.setAddresses(3, second); err == nil || err.Error() != "10.0.0.100: remove 10.0.0.100 fails" {
 		t.Errorf("what cannot be taken off: %v", err)
 	}
+	h.mustHave([]string{"10.0.0.101"}, "10.0.0.1", "10.0.0.100", "10.0.0.101") // the new agent says it once more
 	h.kill()
+	clear(h.machine.known)
 	h.start()
 	if err := h.setAddresses(3, second); err != nil {
 		t.Fatal(err)
 	}
-	h.mustHave(nil, "10.0.0.1", "10.0.0.101")
+	h.mustHave([]string{"10.0.0.101"}, "10.0.0.1", "10.0.0.101")
 	// What could not be put on at first is announced when it is.
-	h.machine.failing["put 10.0.0.100"] = 1
-	if err := h.setAddresses(3, first, second); status.Code(err) != codes.Internal {
+	h.failing["put 10.0.0.100"] = 1
+	if err := h.setAddresses(3, first, second); err == nil || err.Error() != "10.0.0.100: put 10.0.0.100 fails" {
 		t.Errorf("what cannot be put on: %v", err)
 	}
 	h.mustHave(nil, "10.0.0.1", "10.0.0.101")
@@ -110,4 +119,7 @@ func TestServiceAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.mustHave(nil, "10.0.0.1")
+	if files, err := filepath.Glob(filepath.Join(h.dir, "addresses*")); err != nil || len(files) > 0 {
+		t.Errorf("left in the journal: %v, %v", files, err)
+	}
 }

@@ -34,6 +34,7 @@ type machine struct {
 	lost      string // what a process that was frozen runs on without
 	dead      *gate  // at which an agent was killed
 	addresses map[netip.Addr]bool
+	known     map[netip.Addr]bool // to the neighbours
 	announced []netip.Addr
 }
 
@@ -46,7 +47,7 @@ type gate struct {
 func newMachine(t testing.TB, name string, running ...int) *machine {
 	m := &machine{
 		t: t, name: name, processes: map[int]string{}, failing: map[string]int{}, gates: map[string]*gate{},
-		addresses: map[netip.Addr]bool{},
+		addresses: map[netip.Addr]bool{}, known: map[netip.Addr]bool{},
 	}
 	for _, pid := range running {
 		m.processes[pid] = "running"
@@ -129,11 +130,16 @@ func (m *machine) must(want map[int]string) {
 // fakeAddresses are the machine's service addresses.
 type fakeAddresses struct{ machine *machine }
 
-func (f fakeAddresses) Check(p netip.Prefix) error {
-	if p.Bits() != 24 {
-		return errors.New("no device of this host is in its network")
+func (f fakeAddresses) Check(p netip.Prefix) (string, error) {
+	f.machine.mu.Lock()
+	defer f.machine.mu.Unlock()
+	switch {
+	case p.Bits() != 24:
+		return "no device of this host is in its network", nil
+	case f.machine.addresses[p.Addr()]:
+		return "the host has it for itself", nil
 	}
-	return nil
+	return "", nil
 }
 
 func (f fakeAddresses) Put(p netip.Prefix) (bool, error) {
@@ -154,13 +160,18 @@ func (f fakeAddresses) Remove(a netip.Addr) error {
 	f.machine.mu.Lock()
 	defer f.machine.mu.Unlock()
 	delete(f.machine.addresses, a)
+	delete(f.machine.known, a)
 	return nil
 }
 
-func (f fakeAddresses) Announce(_ context.Context, p netip.Prefix) error {
+func (f fakeAddresses) Announce(p netip.Prefix) error {
 	f.machine.mu.Lock()
 	defer f.machine.mu.Unlock()
-	f.machine.announced = append(f.machine.announced, p.Addr())
+	// Of an address that was put on, the first time counts.
+	if f.machine.addresses[p.Addr()] && !f.machine.known[p.Addr()] {
+		f.machine.announced = append(f.machine.announced, p.Addr())
+		f.machine.known[p.Addr()] = true
+	}
 	return nil
 }
 

@@ -71,7 +71,7 @@ func pass[Req interface{ GetHost() string }, Resp any](ctx context.Context, s *S
 	}
 	client, err := s.conns.Coordinator(leader)
 	if err != nil {
-		return none, status.Error(codes.Unavailable, err.Error())
+		return none, status.Error(codes.Unavailable, status.Convert(err).Message())
 	}
 	return there(client, ctx, req)
 }

@@ -36,8 +36,8 @@ func (s *Server) registerAddresses(a huma.API) {
 
 	huma.Register(a, huma.Operation{
 		OperationID: "remove-address", Method: http.MethodDelete, Path: "/v1/addresses/{address}", Summary: "Take a service address away",
-		Description: "Answers when the host has it no longer, or, with leaving set, when it is known not to answer: " +
-			"it will be told when it is back.",
+		Description: "Answers when the host has it no longer, or, with leaving set, when it does not answer or cannot take it off: " +
+			"then it will be told again.",
 	}, func(ctx context.Context, in *struct {
 		Address string `path:"address" maxLength:"64" doc:"without the length of its network's prefix"`
 	},
@@ -60,6 +60,8 @@ func problemOfAddress(err error) error {
 		return newProblem(http.StatusConflict, api.CodeAddressTaken, err.Error())
 	case errors.Is(err, addresses.ErrUnfit):
 		return newProblem(http.StatusConflict, api.CodeAddressUnfit, err.Error())
+	case errors.Is(err, addresses.ErrPending):
+		return newProblem(http.StatusBadGateway, api.CodeAddressPending, err.Error())
 	case errors.Is(err, addresses.ErrUnreachable):
 		return newProblem(http.StatusBadGateway, api.CodeUnreachable, err.Error())
 	}

@@ -138,7 +138,9 @@ func (s *Server) processes(ctx context.Context, host string) (api.Processes, err
 	if host != "" {
 		agents = slices.DeleteFunc(agents, func(m member.Member) bool { return m.Name != host })
 		if len(agents) == 0 {
-			return api.Processes{}, fmt.Errorf("%s: %w", host, scheduler.ErrNoSuchHost)
+			// Or nothing has been heard of it yet.
+			_, err := s.conns.Agent(host)
+			return api.Processes{}, cmp.Or(err, fmt.Errorf("%s: %w", host, scheduler.ErrNoSuchHost))
 		}
 	}
 	found := make([][]migrate.Process, len(agents))

@@ -128,7 +128,7 @@ func Start(c Config) (_ *Server, err error) {
 	s.closeLast("log", s.log.Close)
 	s.scheduler = scheduler.New(s.log, s.conns, c.Timing, s.logger)
 	tell.Store(s.scheduler)
-	s.addresses = addresses.New(s.log, s.conns, s.logger)
+	s.addresses = addresses.New(s.log, s.conns, s.group.Members, s.logger)
 	tellAddresses.Store(s.addresses)
 
 	s.serveGRPC(grpcListener)

@@ -87,7 +87,7 @@ func mustReach(t *testing.T, from, to string, a netip.Addr) {
 func addressList(ctx context.Context, t *testing.T) []migrate.Address {
 	t.Helper()
 	var list api.Addresses
-	if code, stderr, err := bed.Run(ctx, &list, "address", "list"); err != nil || code != 0 {
+	if code, stderr, err := bed.Run(ctx, &list, "address", "ls"); err != nil || code != 0 {
 		t.Fatalf("exit code %d, %v: %s", code, err, stderr)
 	}
 	return list.Addresses
@@ -117,7 +117,7 @@ func TestServiceAddresses(t *testing.T) {
 			t.Cleanup(func() {
 				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 				defer cancel()
-				_, _, _ = bed.Run(ctx, nil, "address", "remove", a.String()) // a test that failed has left it
+				_, _, _ = bed.Run(ctx, nil, "address", "rm", a.String()) // a test that failed has left it
 			})
 			if got := must(0, "add", service, "--host", "host-a"); got.Host != "host-a" || got.Prefix != p || got.Leaving {
 				t.Errorf("added: %+v", got)
@@ -133,8 +133,10 @@ func TestServiceAddresses(t *testing.T) {
 			must(2, "add", service, "--host", "host-z")
 			must(2, "add", netip.PrefixFrom(a, p.Bits()-1).String(), "--host", "host-b")
 			must(2, "add", a.String(), "--host", "host-b")
-			must(2, "remove", a.Next().String())
-			must(2, "add", netip.PrefixFrom(host(t, "host-b").Address(), 24).String(), "--host", "host-b")
+			must(2, "rm", a.Next().String())
+			for _, own := range []string{"host-b", "host-c"} {
+				must(2, "add", netip.PrefixFrom(host(t, own).Address(), 24).String(), "--host", "host-b")
+			}
 
 			// It outlives the agent and the leader.
 			agent := host(t, "host-a").Daemon("agent")
@@ -142,7 +144,7 @@ func TestServiceAddresses(t *testing.T) {
 				t.Fatal(err)
 			}
 			mustReach(t, "host-b", "host-a", a)
-			if got := must(0, "remove", a.String()); !got.Leaving {
+			if got := must(0, "rm", a.String()); !got.Leaving {
 				t.Errorf("removed without the host's word: %+v", got)
 			}
 			must(2, "add", service, "--host", "host-b")
@@ -170,7 +172,7 @@ func TestServiceAddresses(t *testing.T) {
 			must(0, "add", service, "--host", "host-b")
 			mustReach(t, "host-c", "host-b", a)
 			mustReach(t, "host-a", "host-b", a)
-			if got := must(0, "remove", a.String()); got.Leaving || has(t, "host-b", a) {
+			if got := must(0, "rm", a.String()); got.Leaving || has(t, "host-b", a) {
 				t.Errorf("removed: %+v, there: %v", got, has(t, "host-b", a))
 			}
 			if list := addressList(ctx, t); len(list) != 0 {

@@ -1,7 +1,6 @@
 package migrate
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -34,8 +33,10 @@ func ValidateAddress(p netip.Prefix) error {
 		return fmt.Errorf("%s: the length of its network's prefix is needed, as in %s/24", p, a)
 	case !a.IsGlobalUnicast():
 		return fmt.Errorf("%s is not an address that connections from other hosts can have", a)
-	case p.Masked().Addr() == a:
+	case a.BitLen()-p.Bits() > 1 && p.Masked().Addr() == a:
 		return fmt.Errorf("%s is the network itself", p)
+	case a.Is4() && a.BitLen()-p.Bits() > 1 && !p.Contains(a.Next()):
+		return fmt.Errorf("%s is the broadcast address of its network", p)
 	}
 	return nil
 }
@@ -56,9 +57,12 @@ type AddressAdded struct {
 // AddressLeaving says that the host is to have it no longer.
 type AddressLeaving struct{ Address netip.Addr }
 
-// AddressRemoved says that the host has it no longer. It changes nothing unless
-// the address was leaving.
-type AddressRemoved struct{ Address netip.Addr }
+// AddressRemoved says that this host has it no longer. It changes nothing unless
+// the address was leaving that host.
+type AddressRemoved struct {
+	Address netip.Addr
+	Host    string
+}
 
 var (
 	_ AddressEvent = AddressAdded{}
@@ -84,7 +88,7 @@ func (e AddressLeaving) apply(before Address) (Address, error) {
 }
 
 func (e AddressRemoved) apply(before Address) (Address, error) {
-	if before.Leaving {
+	if before.Leaving && before.Host == e.Host {
 		return Address{}, nil
 	}
 	return before, nil
@@ -129,7 +133,5 @@ func (l *Addresses) Apply(e AddressEvent) (Address, error) {
 
 // List returns all of them in order.
 func (l *Addresses) List() []Address {
-	return slices.SortedFunc(maps.Values(l.all), func(a, b Address) int {
-		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Host, b.Host))
-	})
+	return slices.SortedFunc(maps.Values(l.all), func(a, b Address) int { return a.Prefix.Addr().Compare(b.Prefix.Addr()) })
 }

@@ -22,17 +22,18 @@ func TestAddresses(t *testing.T) {
 		want  Address
 		taken bool
 	}{
-		{AddressRemoved{p.Addr()}, Address{}, false},
+		{AddressRemoved{p.Addr(), "host-a"}, Address{}, false},
 		{AddressLeaving{p.Addr()}, Address{}, false},
 		{added, there, false},
 		{AddressAdded{p, "host-a", at.Add(time.Hour)}, there, false},
 		{AddressAdded{p, "host-b", at}, there, true},
 		{AddressAdded{netip.MustParsePrefix("10.0.0.100/16"), "host-a", at}, there, true},
-		{AddressRemoved{p.Addr()}, there, false}, // nobody has asked for it
+		{AddressRemoved{p.Addr(), "host-a"}, there, false}, // nobody has asked for it
 		{AddressLeaving{p.Addr()}, leaving, false},
 		{AddressLeaving{p.Addr()}, leaving, false},
 		{added, leaving, true},
-		{AddressRemoved{p.Addr()}, Address{}, false},
+		{AddressRemoved{p.Addr(), "host-b"}, leaving, false}, // a word of before
+		{AddressRemoved{p.Addr(), "host-a"}, Address{}, false},
 		{AddressAdded{p, "host-b", at}, Address{Prefix: p, Host: "host-b", Since: at}, false},
 	} {
 		got, err := l.Apply(step.event)
@@ -55,7 +56,7 @@ func TestAddresses(t *testing.T) {
 
 func TestValidateAddress(t *testing.T) {
 	for text, valid := range map[string]bool{
-		"10.0.0.100/24": true, "fd00::100/64": true, "192.0.2.1/31": true,
+		"10.0.0.100/24": true, "fd00::100/64": true, "192.0.2.0/31": true, "192.0.2.1/31": true, "fd00::/127": true, "10.0.0.254/24": true, "10.0.0.255/24": false, "fd00::/64": false,
 		"10.0.0.100/32": false, "fd00::100/128": false, "10.0.0.0/24": false, "127.0.0.1/8": false,
 		"224.0.0.1/4": false, "fe80::1/64": false, "::ffff:10.0.0.1/120": false,
 	} {

@@ -2,7 +2,6 @@ package address
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -185,6 +184,21 @@ func TestPut(t *testing.T) {
 			if state, at := n.ask(); state&netlink.NUD_FAILED != 0 || !bytes.Equal(at, n.device.Attrs().HardwareAddr) {
 				t.Errorf("the neighbour finds it %#x at %v, not at %v", state, at, n.device.Attrs().HardwareAddr)
 			}
+			if err := Check(n.service); !errors.Is(err, ErrPresent) {
+				t.Errorf("it could be put on once more: %v", err)
+			}
+			// Nobody's packets have it as their source who does not ask for it.
+			peer := n.service.Masked().Addr().Next().Next()
+			conn, err := net.Dial("udp", netip.AddrPortFrom(peer, 9).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if source := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr(); source == n.service.Addr() {
+				t.Errorf("it is the source of other connections")
+			}
+			if err := conn.Close(); err != nil {
+				t.Error(err)
+			}
 			for range 2 {
 				if err := Remove(n.service.Addr()); err != nil || has() {
 					t.Fatalf("removed: %v, there: %v", err, has())
@@ -192,8 +206,8 @@ func TestPut(t *testing.T) {
 			}
 			// What the host has for itself is not a service address.
 			own := n.service.Masked().Addr().Next()
-			if err := Check(netip.PrefixFrom(own, n.service.Bits())); err == nil {
-				t.Errorf("%s can be a service address", own)
+			if err := Check(netip.PrefixFrom(own, n.service.Bits())); !errors.Is(err, ErrPresent) {
+				t.Errorf("%s can be a service address: %v", own, err)
 			}
 			if err := Remove(own); err != nil {
 				t.Fatal(err)
@@ -283,27 +297,9 @@ func TestAnnounce(t *testing.T) {
 			}); err != nil {
 				t.Fatal(err)
 			}
-			ctx, cancel := context.WithCancel(t.Context())
-			announced := make(chan error)
-			here, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-			if err != nil {
+			if err := Announce(n.service); err != nil {
 				t.Fatal(err)
 			}
-			defer unix.Close(here)
-			go func() {
-				runtime.LockOSThread()
-				if err := unix.Setns(here, unix.CLONE_NEWNET); err != nil {
-					announced <- err
-					return
-				}
-				announced <- Announce(ctx, n.service)
-			}()
-			defer func() {
-				cancel()
-				if err := <-announced; err != nil {
-					t.Error(err)
-				}
-			}()
 			deadline := time.Now().Add(20 * time.Second)
 			var at net.HardwareAddr
 			for !bytes.Equal(at, n.device.Attrs().HardwareAddr) && time.Now().Before(deadline) {

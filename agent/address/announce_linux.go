@@ -1,43 +1,27 @@
 package address
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// pauses are those between announcements: one may be lost, and a switch that has
-// just learned of a new link may not pass the first ones on.
-var pauses = []time.Duration{
-	100 * time.Millisecond, 300 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second,
-}
-
-// Announce tells the neighbours that an address is here, at once and a few times
-// more within eight seconds, or until ctx ends.
-func Announce(ctx context.Context, p netip.Prefix) error {
-	for n := 0; ; n++ {
-		if err := announceOnce(p); err != nil {
-			return fmt.Errorf("announcing %s: %w", p.Addr(), err)
-		}
-		if n == len(pauses) {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(pauses[n]):
-		}
+// Announce tells the neighbours that an address is here. One announcement may be
+// lost: it is to be repeated a few times within seconds (RFC 5227, section 2.3;
+// RFC 4861, section 7.2.6).
+func Announce(p netip.Prefix) error {
+	if err := announce(p); err != nil {
+		return fmt.Errorf("announcing %s: %w", p.Addr(), err)
 	}
+	return nil
 }
 
-func announceOnce(p netip.Prefix) error {
+func announce(p netip.Prefix) error {
 	device, err := deviceOf(p)
 	if err != nil {
 		return err

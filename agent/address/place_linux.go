@@ -3,6 +3,7 @@ package address
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 
@@ -10,11 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNoNetwork says that no device of this host is in an address's network.
-var ErrNoNetwork = errors.New("no device of this host is in its network")
+// What keeps a host from having an address.
+var (
+	ErrNoNetwork = errors.New("no device of this host is in its network")
+	ErrPresent   = errors.New("the host has it for itself")
+)
 
 // Check reports what keeps the host from having an address whose network has this
-// prefix: ErrNoNetwork, or that the host has the address for itself.
+// prefix: ErrNoNetwork or ErrPresent. It does not know who put on what is there.
 func Check(p netip.Prefix) error {
 	if _, err := deviceOf(p); err != nil {
 		return fmt.Errorf("address %s: %w", p, err)
@@ -24,8 +28,8 @@ func Check(p netip.Prefix) error {
 		return fmt.Errorf("listing addresses: %w", err)
 	}
 	for i := range all {
-		if ones, bits := all[i].Mask.Size(); addrOf(all[i].IP) == p.Addr() && ones != bits {
-			return fmt.Errorf("%s is the host's own", p.Addr())
+		if addrOf(all[i].IP) == p.Addr() {
+			return fmt.Errorf("address %s: %w", p, ErrPresent)
 		}
 	}
 	return nil
@@ -39,9 +43,15 @@ func Put(p netip.Prefix) (put bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("address %s: %w", p, err)
 	}
-	// A host that begins to use an IPv6 address asks first whether anybody has it,
-	// for a second in which it cannot be used: who has it is known here.
-	err = netlink.AddrAdd(device, &netlink.Addr{IPNet: hostNet(p.Addr()), Flags: unix.IFA_F_NODAD})
+	address := &netlink.Addr{IPNet: hostNet(p.Addr())}
+	if p.Addr().Is6() {
+		// A host that begins to use an address asks first whether anybody has it,
+		// for a second in which it cannot be used: who has it is known here.
+		address.Flags = unix.IFA_F_NODAD
+		// Deprecated, it is nobody's source by default (RFC 6724, rule 3).
+		address.ValidLft, address.PreferedLft = math.MaxUint32, 0
+	}
+	err = netlink.AddrAdd(device, address)
 	switch {
 	case errors.Is(err, unix.EEXIST):
 		return false, nil

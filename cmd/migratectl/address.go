@@ -18,8 +18,10 @@ host's agent puts it on the device that is in its network, and announces it.
 
 An address outlives the agent, and is put on again after the host has started
 anew. (Addresses do not move along with processes yet.)`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	address.AddCommand(newAddressAdd(s), newAddressRemove(s), newAddressList(s))
+	address.AddCommand(newAddressAdd(s), newAddressLs(s), newAddressRm(s))
 	return address
 }
 

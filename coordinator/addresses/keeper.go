@@ -3,7 +3,7 @@
 //
 //	Add ──▶ the host is asked ──▶ log ──┐
 //	Remove ──────────▶ log: leaving ────┤
-//	a change, or now and then ──────────┴─▶ tell the host all that it has
+//	a change, or now and then ──────────┴─▶ tell hosts all that they have
 //	                                              └─▶ log: removed what was leaving
 //
 // What the log says is who has an address; a host that cannot be reached has
@@ -24,15 +24,17 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/pagurus-project/pagurus/coordinator/logline"
+	"github.com/pagurus-project/pagurus/coordinator/member"
 	"github.com/pagurus-project/pagurus/coordinator/scheduler"
 	"github.com/pagurus-project/pagurus/migrate"
 	migratev1 "github.com/pagurus-project/pagurus/proto/migrate/v1"
+	"github.com/pagurus-project/pagurus/trust"
 )
 
 // Log is the replicated log as the keeper needs it.
 type Log interface {
-	// ApplyAddress writes an event and returns the address after it. An error
-	// other than migrate.ErrAddressTaken leaves open whether it was written.
+	// ApplyAddress writes an event and returns the address after it. Errors may
+	// leave open whether it was written; with migrate.ErrAddressTaken it was not.
 	ApplyAddress(ctx context.Context, event migrate.AddressEvent) (migrate.Address, error)
 	Addresses() []migrate.Address
 }
@@ -45,6 +47,9 @@ var (
 	// ErrUnreachable says that the host did not answer.
 	ErrUnreachable = errors.New("does not answer")
 )
+
+// ErrPending says that an address is written down, and not yet on its host.
+var ErrPending = errors.New("is written down, and the host will have it as soon as it can")
 
 const (
 	// askTimeout is how long a host may take to answer.
@@ -59,10 +64,11 @@ const (
 
 // A Keeper does that. Its methods may be called from any goroutine.
 type Keeper struct {
-	log    Log
-	agents scheduler.Agents
-	logger *slog.Logger
-	wake   chan struct{} // has one element after a change
+	log     Log
+	agents  scheduler.Agents
+	members func() []member.Member
+	logger  *slog.Logger
+	wake    chan struct{} // has one element after a change
 
 	mu   sync.Mutex
 	term uint64                 // 0 while another server leads
@@ -70,9 +76,13 @@ type Keeper struct {
 	busy map[string]*sync.Mutex // by host: what one is told comes in order
 }
 
-// New makes a keeper, which does nothing until Lead.
-func New(log Log, agents scheduler.Agents, logger *slog.Logger) *Keeper {
-	return &Keeper{log: log, agents: agents, logger: logger, wake: make(chan struct{}, 1), busy: map[string]*sync.Mutex{}}
+// New makes a keeper, which does nothing until Lead. The members are those that
+// gossip knows.
+func New(log Log, agents scheduler.Agents, members func() []member.Member, logger *slog.Logger) *Keeper {
+	return &Keeper{
+		log: log, agents: agents, members: members, logger: logger,
+		wake: make(chan struct{}, 1), busy: map[string]*sync.Mutex{},
+	}
 }
 
 // Changed tells of a change in the log. It does not block.
@@ -99,11 +109,12 @@ func (k *Keeper) Lead(ctx context.Context, number uint64) {
 	}()
 	ticker := time.NewTicker(tellEvery)
 	defer ticker.Stop()
-	for {
+	// At first and now and then all are told, also those that have nothing.
+	for everybody := true; ; {
 		var telling sync.WaitGroup
-		for _, host := range k.hosts() {
+		for _, host := range k.hosts(everybody) {
 			telling.Go(func() {
-				if err := k.tell(ctx, host); err != nil && ctx.Err() == nil {
+				if _, err := k.tell(ctx, host); err != nil && ctx.Err() == nil {
 					k.logger.Warn("telling a host its service addresses", "host", host, logline.KeyError, err)
 				}
 			})
@@ -113,23 +124,31 @@ func (k *Keeper) Lead(ctx context.Context, number uint64) {
 		case <-ctx.Done():
 			return
 		case <-k.wake:
+			everybody = false
 		case <-ticker.C:
+			everybody = true
 		}
 	}
 }
 
-func (k *Keeper) hosts() []string {
+// hosts are those that have addresses, or everybody who is alive too.
+func (k *Keeper) hosts(everybody bool) []string {
 	var hosts []string
 	for _, a := range k.log.Addresses() {
 		hosts = append(hosts, a.Host)
+	}
+	for _, m := range k.members() {
+		if everybody && m.Role == trust.RoleAgent && m.Status == member.Alive {
+			hosts = append(hosts, m.Name)
+		}
 	}
 	slices.Sort(hosts)
 	return slices.Compact(hosts)
 }
 
 // tell tells a host all that it has, and writes down that it has no longer what
-// was leaving.
-func (k *Keeper) tell(ctx context.Context, host string) error {
+// was leaving. What the host could not do is returned by address.
+func (k *Keeper) tell(ctx context.Context, host string) (failed map[netip.Addr]string, err error) {
 	k.mu.Lock()
 	term, one := k.term, k.busy[host]
 	if one == nil {
@@ -138,7 +157,7 @@ func (k *Keeper) tell(ctx context.Context, host string) error {
 	}
 	k.mu.Unlock()
 	if term == 0 {
-		return scheduler.ErrNotLeading
+		return nil, scheduler.ErrNotLeading
 	}
 	one.Lock()
 	defer one.Unlock()
@@ -153,20 +172,32 @@ func (k *Keeper) tell(ctx context.Context, host string) error {
 			req.Prefixes = append(req.Prefixes, a.Prefix.String())
 		}
 	}
-	err := k.ask(ctx, host, func(ctx context.Context, agent migratev1.AgentClient) error {
-		_, err := agent.SetAddresses(ctx, req)
+	failed = map[netip.Addr]string{}
+	err = k.ask(ctx, host, func(ctx context.Context, agent migratev1.AgentClient) error {
+		resp, err := agent.SetAddresses(ctx, req)
+		for _, f := range resp.GetFailures() {
+			a, err := netip.ParseAddr(f.GetAddress())
+			if err != nil {
+				return fmt.Errorf("the agent's answer: %w", err)
+			}
+			failed[a] = f.GetReason()
+			k.logger.Warn("a service address of a host", "host", host, "address", a.String(), logline.KeyError, f.GetReason())
+		}
 		return err
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, a := range leaving {
-		if _, err := k.log.ApplyAddress(ctx, migrate.AddressRemoved{Address: a}); err != nil {
-			return fmt.Errorf("writing to the log: %w", err)
+		if failed[a] != "" {
+			continue
+		}
+		if _, err := k.log.ApplyAddress(ctx, migrate.AddressRemoved{Address: a, Host: host}); err != nil {
+			return nil, fmt.Errorf("writing to the log: %w", err)
 		}
 		k.logger.Info("service address removed", "address", a.String(), "host", host)
 	}
-	return nil
+	return failed, nil
 }
 
 func (k *Keeper) ask(ctx context.Context, host string, call func(context.Context, migratev1.AgentClient) error) error {
@@ -179,31 +210,51 @@ func (k *Keeper) ask(ctx context.Context, host string, call func(context.Context
 	return call(ctx, agent)
 }
 
-// Add gives a host an address. When it returns without an error the host has it;
-// ErrUnfit, ErrUnreachable, migrate.ErrAddressTaken and scheduler.ErrNoSuchHost say
-// that nothing was changed.
+// Add gives a host an address. When it returns without an error the host has it, with
+// ErrPending it will have it; all other errors say that nothing was changed, unless
+// leadership was lost: then Add may be repeated.
 func (k *Keeper) Add(ctx context.Context, p netip.Prefix, host string) (migrate.Address, error) {
 	ctx, stop, err := k.whileLeading(ctx)
 	if err != nil {
 		return migrate.Address{}, err
 	}
 	defer stop()
-	err = k.check(ctx, p, host)
-	switch {
-	case errors.Is(err, scheduler.ErrNoSuchHost):
-		return migrate.Address{}, err
-	case status.Code(err) == codes.FailedPrecondition:
-		return migrate.Address{}, fmt.Errorf("%s %w: %s", host, ErrUnfit, message(err))
-	case err != nil:
-		return migrate.Address{}, fmt.Errorf("the agent on %s %w: %s", host, ErrUnreachable, message(err))
-	}
-	a, err := k.log.ApplyAddress(ctx, migrate.AddressAdded{Prefix: p, Host: host, At: time.Now().UTC()})
+	added := migrate.AddressAdded{Prefix: p, Host: host, At: time.Now().UTC()}
+	// What is in the log already is not asked for.
+	a, err := migrate.NewAddresses(k.log.Addresses()...).Apply(added)
 	if err != nil {
 		return a, err
 	}
+	if a.Since.Equal(added.At) {
+		for _, m := range k.members() {
+			if m.Address.Addr() == p.Addr() {
+				return migrate.Address{}, fmt.Errorf("%s %w: %s is that of %s %s", host, ErrUnfit, p.Addr(), m.Role, m.Name)
+			}
+		}
+		err := k.check(ctx, p, host)
+		switch {
+		case ctx.Err() != nil:
+			return migrate.Address{}, fmt.Errorf("%w: %w", scheduler.ErrNotLeading, ctx.Err())
+		case errors.Is(err, scheduler.ErrNoSuchHost):
+			return migrate.Address{}, err
+		case status.Code(err) == codes.FailedPrecondition:
+			return migrate.Address{}, fmt.Errorf("%s %w: %s", host, ErrUnfit, message(err))
+		case err != nil:
+			return migrate.Address{}, fmt.Errorf("the agent on %s %w: %s", host, ErrUnreachable, message(err))
+		}
+	}
+	if a, err = k.log.ApplyAddress(ctx, added); err != nil {
+		return a, err
+	}
 	k.logger.Info("service address added", "address", p.String(), "host", host)
-	if err := k.tell(ctx, host); err != nil {
-		return a, fmt.Errorf("%s is to be on %s, whose agent has not put it on yet: %s", p.Addr(), host, message(err))
+	failed, err := k.tell(ctx, host)
+	switch {
+	case ctx.Err() != nil:
+		return a, fmt.Errorf("%w: %w", scheduler.ErrNotLeading, ctx.Err())
+	case err != nil:
+		return a, fmt.Errorf("%s %w: the agent on %s does not answer: %s", p.Addr(), ErrPending, host, message(err))
+	case failed[p.Addr()] != "":
+		return a, fmt.Errorf("%s %w: %s", p.Addr(), ErrPending, failed[p.Addr()])
 	}
 	return a, nil
 }
@@ -227,8 +278,8 @@ func (k *Keeper) check(ctx context.Context, p netip.Prefix, host string) error {
 	}
 }
 
-// Remove takes an address from the host that has it. If the host does not answer,
-// the address is returned as leaving: it will be gone when the host is back.
+// Remove takes an address from the host that has it. If the host does not answer, or
+// cannot, the address is returned as leaving: it will be gone when the host has done it.
 func (k *Keeper) Remove(ctx context.Context, address netip.Addr) (migrate.Address, error) {
 	ctx, stop, err := k.whileLeading(ctx)
 	if err != nil {
@@ -242,14 +293,14 @@ func (k *Keeper) Remove(ctx context.Context, address netip.Addr) (migrate.Addres
 	if a.Host == "" {
 		return a, fmt.Errorf("%w: %s", ErrNoSuchAddress, address)
 	}
-	if err := k.tell(ctx, a.Host); err != nil {
-		if ctx.Err() != nil {
-			return a, ctx.Err()
-		}
+	failed, err := k.tell(ctx, a.Host)
+	switch {
+	case ctx.Err() != nil:
+		return a, fmt.Errorf("%w: %w", scheduler.ErrNotLeading, ctx.Err())
+	case err != nil:
 		k.logger.Warn("telling a host its service addresses", "host", a.Host, logline.KeyError, err)
-		return a, nil
 	}
-	a.Leaving = false
+	a.Leaving = err != nil || failed[address] != ""
 	return a, nil
 }
 

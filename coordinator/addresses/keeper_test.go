@@ -16,9 +16,11 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/pagurus-project/pagurus/coordinator/addresses"
+	"github.com/pagurus-project/pagurus/coordinator/member"
 	"github.com/pagurus-project/pagurus/coordinator/scheduler"
 	"github.com/pagurus-project/pagurus/migrate"
 	migratev1 "github.com/pagurus-project/pagurus/proto/migrate/v1"
+	"github.com/pagurus-project/pagurus/trust"
 )
 
 // A log is a replicated log with one server.
@@ -49,6 +51,7 @@ type host struct {
 	down   bool
 	epoch  uint64
 	has    []string
+	cannot map[string]bool // addresses that it can neither put on nor take off
 	orders int
 }
 
@@ -71,7 +74,11 @@ func (h *host) SetAddresses(_ context.Context, req *migratev1.SetAddressesReques
 		return nil, status.Error(codes.Unavailable, "is down")
 	}
 	h.epoch, h.has, h.orders = req.GetEpoch(), req.GetPrefixes(), h.orders+1
-	return &migratev1.SetAddressesResponse{}, nil
+	resp := &migratev1.SetAddressesResponse{}
+	for a := range h.cannot {
+		resp.Failures = append(resp.Failures, &migratev1.AddressFailure{Address: a, Reason: "it cannot"})
+	}
+	return resp, nil
 }
 
 func (h *host) set(change func()) {
@@ -113,12 +120,22 @@ func TestKeeper(t *testing.T) {
 		p := netip.MustParsePrefix(first)
 		all := hosts{"a": {}, "b": {}}
 		l := &log{all: migrate.NewAddresses()}
-		k := addresses.New(l, all, slog.New(slog.DiscardHandler))
+		members := func() []member.Member {
+			at := netip.MustParseAddrPort("10.0.0.2:1")
+			return []member.Member{
+				{Name: "a", Role: trust.RoleAgent, Status: member.Alive, Address: at}, {Name: "b", Role: trust.RoleAgent, Status: member.Alive},
+				{Name: "d", Role: trust.RoleAgent, Status: member.Dead}, {Name: "a", Role: trust.RoleCoordinator, Status: member.Alive},
+			}
+		}
+		k := addresses.New(l, all, members, slog.New(slog.DiscardHandler))
 		l.changed = k.Changed
 		if _, err := k.Add(t.Context(), p, "a"); !errors.Is(err, scheduler.ErrNotLeading) {
 			t.Errorf("without leading: %v", err)
 		}
 		stop := lead(t, k, 1)
+		// Who has nothing is told so: it may have something of before.
+		all["a"].must(t, 1)
+		all["b"].must(t, 1)
 
 		for range 2 {
 			if a, err := k.Add(t.Context(), p, "a"); err != nil || a.Host != "a" || a.Prefix != p {
@@ -133,6 +150,7 @@ func TestKeeper(t *testing.T) {
 			{first, "b", migrate.ErrAddressTaken},
 			{"10.0.0.102/16", "b", addresses.ErrUnfit},
 			{second, "c", scheduler.ErrNoSuchHost},
+			{"10.0.0.2/24", "b", addresses.ErrUnfit}, // a's own
 		} {
 			if _, err := k.Add(t.Context(), netip.MustParsePrefix(test.prefix), test.host); !errors.Is(err, test.want) {
 				t.Errorf("%s on %s: %v", test.prefix, test.host, err)
@@ -142,10 +160,34 @@ func TestKeeper(t *testing.T) {
 			t.Errorf("what was refused is listed: %v", list)
 		}
 
+		// What a host cannot do keeps nothing else back.
+		all["b"].set(func() { all["b"].cannot = map[string]bool{"10.0.0.103": true} })
+		stuck := netip.MustParsePrefix("10.0.0.103/24")
+		if a, err := k.Add(t.Context(), stuck, "b"); !errors.Is(err, addresses.ErrPending) || a.Host != "b" {
+			t.Errorf("what cannot be put on: %+v, %v", a, err)
+		}
+		if _, err := k.Add(t.Context(), netip.MustParsePrefix(second), "b"); err != nil {
+			t.Error(err)
+		}
+		if a, err := k.Remove(t.Context(), netip.MustParseAddr("10.0.0.101")); err != nil || a.Leaving {
+			t.Errorf("%+v, %v", a, err)
+		}
+		if a, err := k.Remove(t.Context(), stuck.Addr()); err != nil || !a.Leaving {
+			t.Errorf("what cannot be taken off: %+v, %v", a, err)
+		}
+		all["b"].set(func() { all["b"].cannot = nil })
+		time.Sleep(time.Minute)
+		if list := k.Addresses(); len(list) != 1 {
+			t.Errorf("left: %v", list)
+		}
+
 		// A host that does not answer keeps what it has, and is told when it is back.
 		all["a"].set(func() { all["a"].down = true })
 		if _, err := k.Add(t.Context(), netip.MustParsePrefix(second), "a"); !errors.Is(err, addresses.ErrUnreachable) {
 			t.Errorf("on a host that is down: %v", err)
+		}
+		if _, err := k.Add(t.Context(), p, "a"); !errors.Is(err, addresses.ErrPending) {
+			t.Errorf("what is there, on a host that is down: %v", err)
 		}
 		if a, err := k.Remove(t.Context(), p.Addr()); err != nil || !a.Leaving {
 			t.Errorf("from a host that is down: %+v, %v", a, err)

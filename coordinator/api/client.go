@@ -136,14 +136,14 @@ func (c *Client) Addresses(ctx context.Context) ([]migrate.Address, error) {
 	return list.Addresses, err
 }
 
-// AddAddress gives a host a service address; see CodeAddressTaken and
-// CodeAddressUnfit.
+// AddAddress gives a host a service address; see CodeAddressTaken, CodeAddressUnfit
+// and CodeAddressPending.
 func (c *Client) AddAddress(ctx context.Context, req AddressRequest) (migrate.Address, error) {
 	return do[migrate.Address](ctx, c, http.MethodPost, "/v1/addresses", req)
 }
 
 // RemoveAddress takes a service address away. If it is leaving then, its host has
-// not answered and will be told when it is back.
+// not answered, or could not do it, and will be told again.
 func (c *Client) RemoveAddress(ctx context.Context, address string) (migrate.Address, error) {
 	return do[migrate.Address](ctx, c, http.MethodDelete, "/v1/addresses/"+url.PathEscape(address), nil)
 }

@@ -103,6 +103,8 @@ const (
 
 	CodeAddressTaken = "address-taken" // there is such a service address
 	CodeAddressUnfit = "address-unfit" // the host cannot have this service address
+	// The service address is written down, and its host does not have it yet.
+	CodeAddressPending = "address-pending"
 )
 
 // Error is a request that failed, as problem+json.

@@ -21,7 +21,7 @@ func encodeAddress(event migrate.AddressEvent) ([]byte, error) {
 	case migrate.AddressLeaving:
 		entry.Event = &raftlogv1.Entry_AddressLeaving{AddressLeaving: &raftlogv1.AddressLeaving{Address: e.Address.String()}}
 	case migrate.AddressRemoved:
-		entry.Event = &raftlogv1.Entry_AddressRemoved{AddressRemoved: &raftlogv1.AddressRemoved{Address: e.Address.String()}}
+		entry.Event = &raftlogv1.Entry_AddressRemoved{AddressRemoved: &raftlogv1.AddressRemoved{Address: e.Address.String(), Host: e.Host}}
 	default:
 		return nil, fmt.Errorf("encoding %T: no such entry", event)
 	}
@@ -48,7 +48,7 @@ func decodeAddress(entry *raftlogv1.Entry) (event migrate.AddressEvent, ok bool,
 		event = migrate.AddressLeaving{Address: address}
 	case *raftlogv1.Entry_AddressRemoved:
 		address, err = netip.ParseAddr(e.AddressRemoved.GetAddress())
-		event = migrate.AddressRemoved{Address: address}
+		event = migrate.AddressRemoved{Address: address, Host: e.AddressRemoved.GetHost()}
 	default:
 		return nil, false, nil
 	}

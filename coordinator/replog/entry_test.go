@@ -58,7 +58,7 @@ var (
 	addressEvents = []migrate.AddressEvent{
 		migrate.AddressAdded{Prefix: prefix, Host: "a", At: at},
 		migrate.AddressLeaving{Address: prefix.Addr()},
-		migrate.AddressRemoved{Address: prefix.Addr()},
+		migrate.AddressRemoved{Address: prefix.Addr(), Host: "a"},
 	}
 	address = migrate.Address{Prefix: prefix, Host: "a", Since: at, Leaving: true}
 )

@@ -54,7 +54,9 @@ func (f *fsm) Apply(l *raft.Log) any {
 		f.mu.Lock()
 		address, err := f.addresses.Apply(c.address)
 		f.mu.Unlock()
-		f.addressesChanged()
+		if err == nil {
+			f.addressesChanged()
+		}
 		return applied{address: address, err: err}
 	}
 	f.mu.Lock()

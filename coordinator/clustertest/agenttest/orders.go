@@ -257,10 +257,10 @@ func (a *Agent) CheckAddress(_ context.Context, req *migratev1.CheckAddressReque
 	if !strings.HasSuffix(req.GetPrefix(), "/24") {
 		return nil, status.Error(codes.FailedPrecondition, "no device of this host is in its network")
 	}
-	return &migratev1.CheckAddressResponse{}, nil
+	return &migratev1.CheckAddressResponse{}, a.dead()
 }
 
-// SetAddresses only takes notice.
-func (*Agent) SetAddresses(context.Context, *migratev1.SetAddressesRequest) (*migratev1.SetAddressesResponse, error) {
-	return &migratev1.SetAddressesResponse{}, nil
+// SetAddresses says yes to everything.
+func (a *Agent) SetAddresses(context.Context, *migratev1.SetAddressesRequest) (*migratev1.SetAddressesResponse, error) {
+	return &migratev1.SetAddressesResponse{}, a.dead()
 }

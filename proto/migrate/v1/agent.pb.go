@@ -2273,7 +2273,9 @@ func (x *SetAddressesRequest) GetPrefixes() []string {
 }
 
 type SetAddressesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was not done; all else was.
+	Failures      []*AddressFailure `protobuf:"bytes,1,rep,name=failures,proto3" json:"failures,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2306,6 +2308,66 @@ func (x *SetAddressesResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use SetAddressesResponse.ProtoReflect.Descriptor instead.
 func (*SetAddressesResponse) Descriptor() ([]byte, []int) {
 	return file_migrate_v1_agent_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *SetAddressesResponse) GetFailures() []*AddressFailure {
+	if x != nil {
+		return x.Failures
+	}
+	return nil
+}
+
+type AddressFailure struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without the length of its network's prefix.
+	Address       string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddressFailure) Reset() {
+	*x = AddressFailure{}
+	mi := &file_migrate_v1_agent_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddressFailure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddressFailure) ProtoMessage() {}
+
+func (x *AddressFailure) ProtoReflect() protoreflect.Message {
+	mi := &file_migrate_v1_agent_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddressFailure.ProtoReflect.Descriptor instead.
+func (*AddressFailure) Descriptor() ([]byte, []int) {
+	return file_migrate_v1_agent_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *AddressFailure) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *AddressFailure) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
 }
 
 var File_migrate_v1_agent_proto protoreflect.FileDescriptor
@@ -2476,8 +2538,12 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"\x14CheckAddressResponse\"G\n" +
 	"\x13SetAddressesRequest\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
-	"\bprefixes\x18\x02 \x03(\tR\bprefixes\"\x16\n" +
-	"\x14SetAddressesResponse*M\n" +
+	"\bprefixes\x18\x02 \x03(\tR\bprefixes\"V\n" +
+	"\x14SetAddressesResponse\x12>\n" +
+	"\bfailures\x18\x01 \x03(\v2\".pagurus.migrate.v1.AddressFailureR\bfailures\"B\n" +
+	"\x0eAddressFailure\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason*M\n" +
 	"\bDecision\x12\x18\n" +
 	"\x14DECISION_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fDECISION_COMMIT\x10\x01\x12\x12\n" +
@@ -2518,7 +2584,7 @@ func file_migrate_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_migrate_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_migrate_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_migrate_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_migrate_v1_agent_proto_goTypes = []any{
 	(Decision)(0),                 // 0: pagurus.migrate.v1.Decision
 	(Outcome)(0),                  // 1: pagurus.migrate.v1.Outcome
@@ -2556,12 +2622,13 @@ var file_migrate_v1_agent_proto_goTypes = []any{
 	(*CheckAddressResponse)(nil),  // 33: pagurus.migrate.v1.CheckAddressResponse
 	(*SetAddressesRequest)(nil),   // 34: pagurus.migrate.v1.SetAddressesRequest
 	(*SetAddressesResponse)(nil),  // 35: pagurus.migrate.v1.SetAddressesResponse
-	nil,                           // 36: pagurus.migrate.v1.DecideResponse.PhasesMsEntry
-	nil,                           // 37: pagurus.migrate.v1.Promised.PhasesMsEntry
-	(*durationpb.Duration)(nil),   // 38: google.protobuf.Duration
+	(*AddressFailure)(nil),        // 36: pagurus.migrate.v1.AddressFailure
+	nil,                           // 37: pagurus.migrate.v1.DecideResponse.PhasesMsEntry
+	nil,                           // 38: pagurus.migrate.v1.Promised.PhasesMsEntry
+	(*durationpb.Duration)(nil),   // 39: google.protobuf.Duration
 }
 var file_migrate_v1_agent_proto_depIdxs = []int32{
-	38, // 0: pagurus.migrate.v1.Options.max_downtime:type_name -> google.protobuf.Duration
+	39, // 0: pagurus.migrate.v1.Options.max_downtime:type_name -> google.protobuf.Duration
 	5,  // 1: pagurus.migrate.v1.ListProcessesResponse.processes:type_name -> pagurus.migrate.v1.Process
 	2,  // 2: pagurus.migrate.v1.InspectRequest.ref:type_name -> pagurus.migrate.v1.Ref
 	4,  // 3: pagurus.migrate.v1.InspectRequest.options:type_name -> pagurus.migrate.v1.Options
@@ -2577,12 +2644,12 @@ var file_migrate_v1_agent_proto_depIdxs = []int32{
 	2,  // 13: pagurus.migrate.v1.DecideRequest.ref:type_name -> pagurus.migrate.v1.Ref
 	0,  // 14: pagurus.migrate.v1.DecideRequest.decision:type_name -> pagurus.migrate.v1.Decision
 	1,  // 15: pagurus.migrate.v1.DecideResponse.outcome:type_name -> pagurus.migrate.v1.Outcome
-	36, // 16: pagurus.migrate.v1.DecideResponse.phases_ms:type_name -> pagurus.migrate.v1.DecideResponse.PhasesMsEntry
+	37, // 16: pagurus.migrate.v1.DecideResponse.phases_ms:type_name -> pagurus.migrate.v1.DecideResponse.PhasesMsEntry
 	2,  // 17: pagurus.migrate.v1.DisposeRequest.ref:type_name -> pagurus.migrate.v1.Ref
 	2,  // 18: pagurus.migrate.v1.ForgetRequest.ref:type_name -> pagurus.migrate.v1.Ref
 	22, // 19: pagurus.migrate.v1.Progress.rounds:type_name -> pagurus.migrate.v1.Round
 	22, // 20: pagurus.migrate.v1.Promised.rounds:type_name -> pagurus.migrate.v1.Round
-	37, // 21: pagurus.migrate.v1.Promised.phases_ms:type_name -> pagurus.migrate.v1.Promised.PhasesMsEntry
+	38, // 21: pagurus.migrate.v1.Promised.phases_ms:type_name -> pagurus.migrate.v1.Promised.PhasesMsEntry
 	3,  // 22: pagurus.migrate.v1.Ended.blockers:type_name -> pagurus.migrate.v1.Finding
 	26, // 23: pagurus.migrate.v1.Ended.measured:type_name -> pagurus.migrate.v1.Promised
 	2,  // 24: pagurus.migrate.v1.ReportRequest.ref:type_name -> pagurus.migrate.v1.Ref
@@ -2594,35 +2661,36 @@ var file_migrate_v1_agent_proto_depIdxs = []int32{
 	0,  // 30: pagurus.migrate.v1.ReportResponse.decision:type_name -> pagurus.migrate.v1.Decision
 	2,  // 31: pagurus.migrate.v1.DecisionRequest.ref:type_name -> pagurus.migrate.v1.Ref
 	0,  // 32: pagurus.migrate.v1.DecisionResponse.decision:type_name -> pagurus.migrate.v1.Decision
-	6,  // 33: pagurus.migrate.v1.Agent.Describe:input_type -> pagurus.migrate.v1.DescribeRequest
-	8,  // 34: pagurus.migrate.v1.Agent.ListProcesses:input_type -> pagurus.migrate.v1.ListProcessesRequest
-	10, // 35: pagurus.migrate.v1.Agent.Inspect:input_type -> pagurus.migrate.v1.InspectRequest
-	12, // 36: pagurus.migrate.v1.Agent.Reserve:input_type -> pagurus.migrate.v1.ReserveRequest
-	14, // 37: pagurus.migrate.v1.Agent.Start:input_type -> pagurus.migrate.v1.StartRequest
-	16, // 38: pagurus.migrate.v1.Agent.Decide:input_type -> pagurus.migrate.v1.DecideRequest
-	18, // 39: pagurus.migrate.v1.Agent.Dispose:input_type -> pagurus.migrate.v1.DisposeRequest
-	20, // 40: pagurus.migrate.v1.Agent.Forget:input_type -> pagurus.migrate.v1.ForgetRequest
-	32, // 41: pagurus.migrate.v1.Agent.CheckAddress:input_type -> pagurus.migrate.v1.CheckAddressRequest
-	34, // 42: pagurus.migrate.v1.Agent.SetAddresses:input_type -> pagurus.migrate.v1.SetAddressesRequest
-	28, // 43: pagurus.migrate.v1.Coordinator.Report:input_type -> pagurus.migrate.v1.ReportRequest
-	30, // 44: pagurus.migrate.v1.Coordinator.Decision:input_type -> pagurus.migrate.v1.DecisionRequest
-	7,  // 45: pagurus.migrate.v1.Agent.Describe:output_type -> pagurus.migrate.v1.DescribeResponse
-	9,  // 46: pagurus.migrate.v1.Agent.ListProcesses:output_type -> pagurus.migrate.v1.ListProcessesResponse
-	11, // 47: pagurus.migrate.v1.Agent.Inspect:output_type -> pagurus.migrate.v1.InspectResponse
-	13, // 48: pagurus.migrate.v1.Agent.Reserve:output_type -> pagurus.migrate.v1.ReserveResponse
-	15, // 49: pagurus.migrate.v1.Agent.Start:output_type -> pagurus.migrate.v1.StartResponse
-	17, // 50: pagurus.migrate.v1.Agent.Decide:output_type -> pagurus.migrate.v1.DecideResponse
-	19, // 51: pagurus.migrate.v1.Agent.Dispose:output_type -> pagurus.migrate.v1.DisposeResponse
-	21, // 52: pagurus.migrate.v1.Agent.Forget:output_type -> pagurus.migrate.v1.ForgetResponse
-	33, // 53: pagurus.migrate.v1.Agent.CheckAddress:output_type -> pagurus.migrate.v1.CheckAddressResponse
-	35, // 54: pagurus.migrate.v1.Agent.SetAddresses:output_type -> pagurus.migrate.v1.SetAddressesResponse
-	29, // 55: pagurus.migrate.v1.Coordinator.Report:output_type -> pagurus.migrate.v1.ReportResponse
-	31, // 56: pagurus.migrate.v1.Coordinator.Decision:output_type -> pagurus.migrate.v1.DecisionResponse
-	45, // [45:57] is the sub-list for method output_type
-	33, // [33:45] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	36, // 33: pagurus.migrate.v1.SetAddressesResponse.failures:type_name -> pagurus.migrate.v1.AddressFailure
+	6,  // 34: pagurus.migrate.v1.Agent.Describe:input_type -> pagurus.migrate.v1.DescribeRequest
+	8,  // 35: pagurus.migrate.v1.Agent.ListProcesses:input_type -> pagurus.migrate.v1.ListProcessesRequest
+	10, // 36: pagurus.migrate.v1.Agent.Inspect:input_type -> pagurus.migrate.v1.InspectRequest
+	12, // 37: pagurus.migrate.v1.Agent.Reserve:input_type -> pagurus.migrate.v1.ReserveRequest
+	14, // 38: pagurus.migrate.v1.Agent.Start:input_type -> pagurus.migrate.v1.StartRequest
+	16, // 39: pagurus.migrate.v1.Agent.Decide:input_type -> pagurus.migrate.v1.DecideRequest
+	18, // 40: pagurus.migrate.v1.Agent.Dispose:input_type -> pagurus.migrate.v1.DisposeRequest
+	20, // 41: pagurus.migrate.v1.Agent.Forget:input_type -> pagurus.migrate.v1.ForgetRequest
+	32, // 42: pagurus.migrate.v1.Agent.CheckAddress:input_type -> pagurus.migrate.v1.CheckAddressRequest
+	34, // 43: pagurus.migrate.v1.Agent.SetAddresses:input_type -> pagurus.migrate.v1.SetAddressesRequest
+	28, // 44: pagurus.migrate.v1.Coordinator.Report:input_type -> pagurus.migrate.v1.ReportRequest
+	30, // 45: pagurus.migrate.v1.Coordinator.Decision:input_type -> pagurus.migrate.v1.DecisionRequest
+	7,  // 46: pagurus.migrate.v1.Agent.Describe:output_type -> pagurus.migrate.v1.DescribeResponse
+	9,  // 47: pagurus.migrate.v1.Agent.ListProcesses:output_type -> pagurus.migrate.v1.ListProcessesResponse
+	11, // 48: pagurus.migrate.v1.Agent.Inspect:output_type -> pagurus.migrate.v1.InspectResponse
+	13, // 49: pagurus.migrate.v1.Agent.Reserve:output_type -> pagurus.migrate.v1.ReserveResponse
+	15, // 50: pagurus.migrate.v1.Agent.Start:output_type -> pagurus.migrate.v1.StartResponse
+	17, // 51: pagurus.migrate.v1.Agent.Decide:output_type -> pagurus.migrate.v1.DecideResponse
+	19, // 52: pagurus.migrate.v1.Agent.Dispose:output_type -> pagurus.migrate.v1.DisposeResponse
+	21, // 53: pagurus.migrate.v1.Agent.Forget:output_type -> pagurus.migrate.v1.ForgetResponse
+	33, // 54: pagurus.migrate.v1.Agent.CheckAddress:output_type -> pagurus.migrate.v1.CheckAddressResponse
+	35, // 55: pagurus.migrate.v1.Agent.SetAddresses:output_type -> pagurus.migrate.v1.SetAddressesResponse
+	29, // 56: pagurus.migrate.v1.Coordinator.Report:output_type -> pagurus.migrate.v1.ReportResponse
+	31, // 57: pagurus.migrate.v1.Coordinator.Decision:output_type -> pagurus.migrate.v1.DecisionResponse
+	46, // [46:58] is the sub-list for method output_type
+	34, // [34:46] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_migrate_v1_agent_proto_init() }
@@ -2643,7 +2711,7 @@ func file_migrate_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_migrate_v1_agent_proto_rawDesc), len(file_migrate_v1_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   36,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -65,8 +65,9 @@ type AgentClient interface {
 	// Forget tells a side that its outcome is in the log: it may drop what it
 	// remembers of the migration.
 	Forget(ctx context.Context, in *ForgetRequest, opts ...grpc.CallOption) (*ForgetResponse, error)
-	// CheckAddress tells whether the host is in the network of a service
-	// address: if not, FAILED_PRECONDITION. It changes nothing.
+	// CheckAddress tells whether the host could have a service address: if it is
+	// not in its network, or has the address for itself, FAILED_PRECONDITION. It
+	// changes nothing.
 	CheckAddress(ctx context.Context, in *CheckAddressRequest, opts ...grpc.CallOption) (*CheckAddressResponse, error)
 	// SetAddresses tells the host all service addresses that it has: those that it
 	// did not have are put on and announced, others that it had are taken off.
@@ -213,8 +214,9 @@ type AgentServer interface {
 	// Forget tells a side that its outcome is in the log: it may drop what it
 	// remembers of the migration.
 	Forget(context.Context, *ForgetRequest) (*ForgetResponse, error)
-	// CheckAddress tells whether the host is in the network of a service
-	// address: if not, FAILED_PRECONDITION. It changes nothing.
+	// CheckAddress tells whether the host could have a service address: if it is
+	// not in its network, or has the address for itself, FAILED_PRECONDITION. It
+	// changes nothing.
 	CheckAddress(context.Context, *CheckAddressRequest) (*CheckAddressResponse, error)
 	// SetAddresses tells the host all service addresses that it has: those that it
 	// did not have are put on and announced, others that it had are taken off.

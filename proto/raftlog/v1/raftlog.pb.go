@@ -957,8 +957,10 @@ func (x *AddressLeaving) GetAddress() string {
 }
 
 type AddressRemoved struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Address string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// That has it no longer.
+	Host          string `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -996,6 +998,13 @@ func (*AddressRemoved) Descriptor() ([]byte, []int) {
 func (x *AddressRemoved) GetAddress() string {
 	if x != nil {
 		return x.Address
+	}
+	return ""
+}
+
+func (x *AddressRemoved) GetHost() string {
+	if x != nil {
+		return x.Host
 	}
 	return ""
 }
@@ -1708,9 +1717,10 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\"*\n" +
 	"\x0eAddressLeaving\x12\x18\n" +
-	"\aaddress\x18\x01 \x01(\tR\aaddress\"*\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\">\n" +
 	"\x0eAddressRemoved\x12\x18\n" +
-	"\aaddress\x18\x01 \x01(\tR\aaddress\"\x9e\x02\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\"\x9e\x02\n" +
 	"\aOptions\x12<\n" +
 	"\fmax_downtime\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\vmaxDowntime\x12'\n" +
 	"\x0fbandwidth_bytes\x18\x02 \x01(\x04R\x0ebandwidthBytes\x12\x1a\n" +

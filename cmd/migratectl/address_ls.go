@@ -8,11 +8,11 @@ import (
 	"github.com/pagurus-project/pagurus/coordinator/api"
 )
 
-func newAddressList(s *settings) *cobra.Command {
+func newAddressLs(s *settings) *cobra.Command {
 	return &cobra.Command{
-		Use:     "list",
+		Use:     "ls",
 		Short:   "List service addresses and who has them",
-		Example: `  migratectl address list --json | jq -r '.addresses[] | select(.host == "host-a") | .address'`,
+		Example: `  migratectl address ls --json | jq -r '.addresses[] | select(.host == "host-a") | .address'`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, _, err := s.client(cmd.Context())

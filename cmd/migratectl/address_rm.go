@@ -8,13 +8,13 @@ import (
 	"github.com/spf13/cobra"
 )
 
-func newAddressRemove(s *settings) *cobra.Command {
+func newAddressRm(s *settings) *cobra.Command {
 	return &cobra.Command{
-		Use:   "remove ADDRESS",
+		Use:   "rm ADDRESS",
 		Short: "Take a service address away",
 		Long: `Takes a service address from the host that has it. A host that does not answer
-keeps it until it does: the address is listed as leaving until then.`,
-		Example: `  migratectl address remove 10.77.0.100`,
+has it until it has said that it has not: the address is listed as leaving.`,
+		Example: `  migratectl address rm 10.77.0.100`,
 		Args:    one("ADDRESS"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			address, err := netip.ParseAddr(args[0])
@@ -32,7 +32,7 @@ keeps it until it does: the address is listed as leaving until then.`,
 			}
 			return s.output(cmd).write(a, func(w io.Writer) {
 				if a.Leaving {
-					fmt.Fprintf(w, "%s leaves %s as soon as the agent there answers.\n", address, a.Host)
+					fmt.Fprintf(w, "%s leaves %s as soon as its agent has taken it off.\n", address, a.Host)
 					return
 				}
 				fmt.Fprintf(w, "%s is no longer on %s.\n", address, a.Host)
