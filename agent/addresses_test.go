@@ -34,20 +34,20 @@ func (h *host) mustHave(announced []string, has ...string) {
 		}
 		return all
 	}
-	h.machine.mu.Lock()
-	defer h.machine.mu.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	for _, a := range list(has) {
-		if !h.machine.addresses[a] {
+		if !h.addresses[a] {
 			t.Errorf("it does not have %s", a)
 		}
 	}
-	if len(h.machine.addresses) != len(has) {
-		t.Errorf("it has %v, not %v", h.machine.addresses, has)
+	if len(h.addresses) != len(has) {
+		t.Errorf("it has %v, not %v", h.addresses, has)
 	}
-	if !slices.Equal(h.machine.announced, list(announced)) {
-		t.Errorf("announced are %v, not %v", h.machine.announced, announced)
+	if !slices.Equal(h.announced, list(announced)) {
+		t.Errorf("announced are %v, not %v", h.announced, announced)
 	}
-	h.machine.announced = nil
+	h.announced = nil
 }
 
 func TestServiceAddresses(t *testing.T) {
@@ -77,9 +77,9 @@ func TestServiceAddresses(t *testing.T) {
 	h.mustHave(nil, "10.0.0.100", "10.0.0.101")
 
 	// What it has been given can be given to it again; what it has for itself cannot.
-	h.machine.mu.Lock()
-	h.machine.addresses[netip.MustParseAddr("10.0.0.1")] = true
-	h.machine.mu.Unlock()
+	h.mu.Lock()
+	h.addresses[netip.MustParseAddr("10.0.0.1")] = true
+	h.mu.Unlock()
 	for prefix, want := range map[string]codes.Code{first: codes.OK, "10.0.0.1/24": codes.FailedPrecondition} {
 		if _, err := h.orders.CheckAddress(t.Context(), &migratev1.CheckAddressRequest{Prefix: prefix}); status.Code(err) != want {
 			t.Errorf("%s: %v", prefix, err)
@@ -88,7 +88,7 @@ func TestServiceAddresses(t *testing.T) {
 
 	// They outlive the agent, and the next one knows which are of the service.
 	h.kill()
-	clear(h.machine.known)
+	clear(h.known)
 	h.start()
 	if err := h.setAddresses(1); status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("a word of before: %v", err)
@@ -99,7 +99,7 @@ func TestServiceAddresses(t *testing.T) {
 	}
 	h.mustHave([]string{"10.0.0.101"}, "10.0.0.1", "10.0.0.100", "10.0.0.101") // the new agent says it once more
 	h.kill()
-	clear(h.machine.known)
+	clear(h.known)
 	h.start()
 	if err := h.setAddresses(3, second); err != nil {
 		t.Fatal(err)

@@ -132,7 +132,7 @@ func (n *network) ask() (state int, at net.HardwareAddr) {
 				state, at = found.State, found.HardwareAddr
 				return nil
 			}
-			time.Sleep(time.Millisecond)
+			<-time.After(time.Millisecond)
 		}
 		return errors.New("the neighbour waits for an answer without end")
 	})
@@ -312,7 +312,7 @@ func TestAnnounce(t *testing.T) {
 				}); err != nil {
 					t.Fatal(err)
 				}
-				time.Sleep(time.Millisecond)
+				<-time.After(time.Millisecond)
 			}
 			if !bytes.Equal(at, n.device.Attrs().HardwareAddr) {
 				t.Errorf("the neighbour takes it to be at %v", at)

@@ -72,7 +72,7 @@ func Speak(name string) error {
 }
 
 // arpHook is one of NF_ARP_IN and NF_ARP_OUT (include/uapi/linux/netfilter_arp.h).
-func arpHook(n uint32) *nftables.ChainHook { return nftables.ChainHookRef(nftables.ChainHook(n)) }
+func arpHook(n uint32) *nftables.ChainHook { return new(nftables.ChainHook(n)) }
 
 // Where the protocol addresses are in an ARP packet between Ethernet cards.
 const (

@@ -123,8 +123,10 @@ func TestKeeper(t *testing.T) {
 		members := func() []member.Member {
 			at := netip.MustParseAddrPort("10.0.0.2:1")
 			return []member.Member{
-				{Name: "a", Role: trust.RoleAgent, Status: member.Alive, Address: at}, {Name: "b", Role: trust.RoleAgent, Status: member.Alive},
-				{Name: "d", Role: trust.RoleAgent, Status: member.Dead}, {Name: "a", Role: trust.RoleCoordinator, Status: member.Alive},
+				{Name: "a", Role: trust.RoleAgent, Status: member.Alive, Address: at},
+				{Name: "b", Role: trust.RoleAgent, Status: member.Alive},
+				{Name: "d", Role: trust.RoleAgent, Status: member.Dead},
+				{Name: "a", Role: trust.RoleCoordinator, Status: member.Alive},
 			}
 		}
 		k := addresses.New(l, all, members, slog.New(slog.DiscardHandler))
@@ -176,7 +178,7 @@ func TestKeeper(t *testing.T) {
 			t.Errorf("what cannot be taken off: %+v, %v", a, err)
 		}
 		all["b"].set(func() { all["b"].cannot = nil })
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		if list := k.Addresses(); len(list) != 1 {
 			t.Errorf("left: %v", list)
 		}
@@ -197,7 +199,7 @@ func TestKeeper(t *testing.T) {
 			t.Errorf("while it leaves another: %v", err)
 		}
 		all["a"].set(func() { all["a"].down = false })
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		all["a"].must(t, 1)
 		if list := k.Addresses(); len(list) != 0 {
 			t.Errorf("left: %v", list)
@@ -214,7 +216,7 @@ func TestKeeper(t *testing.T) {
 		stop = lead(t, k, 2)
 		all["b"].must(t, 2, first)
 		orders := all["b"].orders
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		synctest.Wait()
 		if all["b"].orders == orders {
 			t.Error("a host that has started anew would not get its address back")

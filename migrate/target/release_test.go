@@ -43,7 +43,7 @@ func TestReleaseFreesIDs(t *testing.T) {
 			t.Fatal("waiting for the end of the shell:", err)
 		}
 		// Time for the wrong answer, which has nothing to wait for.
-		time.Sleep(30 * time.Millisecond)
+		<-time.After(30 * time.Millisecond)
 		if _, err := unix.Wait4(pid, nil, 0, nil); err != nil {
 			t.Fatal("taking the status of the shell:", err)
 		}
