@@ -49,6 +49,10 @@ func Probe(ctx context.Context) error {
 	if os.Geteuid() != 0 {
 		return errors.New("it takes root to stop and rebuild processes: try again with sudo")
 	}
+	// A process that arrives goes on with the clocks that it had.
+	if _, err := os.Stat("/proc/self/ns/time_for_children"); err != nil {
+		return fmt.Errorf("no time namespaces, which need Linux 5.6 with CONFIG_TIME_NS: %w", err)
+	}
 	h, err := source.New(ctx, source.HostConfig{})
 	if err != nil {
 		return err

@@ -165,6 +165,17 @@ func TestArrivedProcessOutlivesItsAgent(t *testing.T) {
 		t.Errorf("its parent is process %s", got)
 	}
 	agent := host(t, "host-b").Daemon("agent")
+	group := func(pid int) string {
+		for line := range strings.Lines(on(ctx, t, "host-b", "cat", fmt.Sprintf("/proc/%d/cgroup", pid))) {
+			if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+				return path
+			}
+		}
+		return ""
+	}
+	if its, theirs := group(p.PID), group(agentPID(ctx, t, "host-b")); its == "" || theirs == "" || strings.HasPrefix(its+"/", theirs+"/") {
+		t.Errorf("its control group is %q, the agent's %q", its, theirs)
+	}
 	if err := agent.Stop(ctx); err != nil {
 		t.Fatal(err)
 	}

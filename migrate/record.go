@@ -78,7 +78,7 @@ const (
 	OutcomeUntouched Outcome = "untouched" // nothing was ever ordered there
 	OutcomeUnknown   Outcome = "unknown"   // its agent knows nothing of it: nothing is left there
 	OutcomeResumed   Outcome = "resumed"   // source: it runs as before
-	OutcomeKilled    Outcome = "killed"    // source: the copy was killed while frozen
+	OutcomeKilled    Outcome = "killed"    // source: the process has ended, or was killed while frozen
 	OutcomeDisposed  Outcome = "disposed"  // source: the frozen copy was ended
 	OutcomeRunning   Outcome = "running"   // destination: it runs
 	OutcomeReleased  Outcome = "released"  // destination: the shell was removed
@@ -115,7 +115,7 @@ func (r Record) Holds(host string, pid int) bool {
 func (r Record) Report() Report {
 	report := Report{
 		ID: r.ID, PID: r.PID, Command: r.Command, From: r.From, To: r.To,
-		State: r.State, Settled: r.Settled(), Reason: r.Reason,
+		State: r.State, Settled: r.Settled(), Reason: r.Reason, Ended: r.Source == OutcomeKilled,
 		Blockers:   orEmpty(r.Blockers),
 		Warnings:   orEmpty(r.Warnings),
 		Rounds:     orEmpty(r.Measured.Rounds),

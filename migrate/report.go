@@ -14,6 +14,7 @@ type Report struct {
 	State      State              `json:"state"`
 	Settled    bool               `json:"settled"` // nothing is left to do or undo on either side
 	Reason     string             `json:"reason"`
+	Ended      bool               `json:"ended,omitempty"` // at the source: of an aborted migration, by itself or by somebody
 	Blockers   []Finding          `json:"blockers"`
 	Warnings   []Finding          `json:"warnings"`
 	Rounds     []Round            `json:"rounds"`

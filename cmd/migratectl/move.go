@@ -93,7 +93,11 @@ it to the coordinator: exit code 4, and "migratectl show ID" tells how it ended.
 func parsePID(arg string) (int, error) {
 	pid, err := strconv.Atoi(arg)
 	if err != nil || pid < 1 {
-		return 0, fmt.Errorf("%q is not a PID: it is a number from 1 on, as \"migratectl ps\" shows it", arg)
+		wrong := fmt.Errorf("%q is not a PID: it is a number from 1 on, as \"migratectl ps\" shows it", arg)
+		if err == nil { // a number that no process has
+			return 0, &exitError{exitRefused, wrong}
+		}
+		return 0, wrong
 	}
 	return pid, nil
 }

@@ -18,8 +18,11 @@ func outcome(r migrate.Report) error {
 	case migrate.StateRefused:
 		return &exitError{exitRefused, fmt.Errorf("refused: %s", oneEach(r.Blockers))}
 	case migrate.StateAborted, migrate.StateReverted:
-		return &exitError{exitAborted, fmt.Errorf("%s: %s; process %d runs on %s as before",
-			strings.ToLower(string(r.State)), oneLine(r.Reason), r.PID, r.From)}
+		now := fmt.Sprintf("process %d runs on %s as before", r.PID, r.From)
+		if r.Ended {
+			now = fmt.Sprintf("process %d on %s has ended", r.PID, r.From)
+		}
+		return &exitError{exitAborted, fmt.Errorf("%s: %s; %s", strings.ToLower(string(r.State)), oneLine(r.Reason), now)}
 	}
 	return &exitError{exitUndecided, fmt.Errorf("migration %s is %s: ask \"migratectl show %s\"", r.ID, r.State, r.ID)}
 }

@@ -51,7 +51,7 @@ lab that --lab or MIGRATE_LAB names, else by way of this host's agent, else to
 the only lab of this machine.
 
 Exit codes: 0 done, 1 wrong usage or no answer, 2 refused and nothing touched,
-3 aborted and running at the source, 4 undecided (ask "migratectl show ID").`,
+3 aborted and as before at the source, 4 undecided (ask "migratectl show ID").`,
 		Version:       version(),
 		SilenceUsage:  true,
 		SilenceErrors: true,

@@ -57,7 +57,7 @@ var phases = []string{
 }
 
 func run(ctx context.Context, out io.Writer, moves, largest int) (err error) {
-	bed, err := testbed.Up(ctx, lab.Options{Hosts: 2})
+	bed, err := testbed.Up(ctx, lab.Options{Hosts: 3})
 	if err != nil {
 		return err
 	}

@@ -98,3 +98,31 @@ while True:
 	}
 	await(t, func() bool { return state(t, arrived) == "Z" }) // its parent there does not ask for its status
 }
+
+// A process that has changed its root and its working directory has the same
+// there.
+func TestMoveChangedRoot(t *testing.T) {
+	host := newSource(t)
+	const script = `
+import os, sys, time
+os.chroot(sys.argv[1]); os.chdir("/below")
+print("ready")
+for i in iter(int, 1): open("beats", "a").write("."); time.sleep(0.01)
+`
+	root := t.TempDir()
+	below := filepath.Join(root, "below")
+	if err := os.Mkdir(below, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	pid, _ := startScript(t, script, root)
+	d := move(t, host, pid, migrate.Options{Verify: true}.WithDefaults())
+	arrived := d.arrived(pid)
+	for link, want := range map[string]string{"root": root, "cwd": below} {
+		if is, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(arrived), link)); err != nil || is != want {
+			t.Errorf("its %s is %q, %v, not %q", link, is, err, want)
+		}
+	}
+	beats := func() int { return len(read(t, filepath.Join(below, "beats"))) }
+	before := beats()
+	await(t, func() bool { return beats() > before+5 })
+}
