@@ -1,7 +1,6 @@
 package target_test
 
 import (
-	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -25,8 +24,7 @@ func TestReleaseFreesIDs(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	dir := t.TempDir()
-	pid := startProgram(t, filepath.Join(dir, "log"), "sleep", "1000")
+	pid := startWorkload(t, "epoll").pid
 	inventory := inventoryOf(t, host, pid, migrate.Options{}.WithDefaults())
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		t.Fatal(err)
