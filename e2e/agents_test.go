@@ -9,8 +9,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/pagurus-project/pagurus/e2e/testbed"
 )
 
 // TestAgentsComeAndGo: a process that has arrived does not need the agent that
@@ -30,7 +28,7 @@ func TestAgentsComeAndGo(t *testing.T) {
 	if err := agent.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
-	awaitAgent(ctx, t, "host-b")
+	agentAnswers(ctx, t, "host-b")
 	alone(t, p)
 	content(ctx, t, p)
 
@@ -52,9 +50,9 @@ func TestAgentsComeAndGo(t *testing.T) {
 		if err := agent.Run(ctx, arguments...); err != nil {
 			t.Error(err)
 		}
-		awaitAgent(ctx, t, "host-b")
+		agentAnswers(ctx, t, "host-b")
 	})
-	awaitAgent(ctx, t, "host-b")
+	agentAnswers(ctx, t, "host-b")
 	if now := executable(ctx, t, "host-b"); now != upgraded || now == old {
 		t.Fatalf("the agent is %s, it was %s", now, old)
 	}
@@ -79,15 +77,4 @@ func agentPID(ctx context.Context, t *testing.T, name string) int {
 func executable(ctx context.Context, t *testing.T, name string) string {
 	t.Helper()
 	return on(ctx, t, name, "readlink", fmt.Sprintf("/proc/%d/exe", agentPID(ctx, t, name)))
-}
-
-// awaitAgent waits until a host's agent answers.
-func awaitAgent(ctx context.Context, t *testing.T, name string) {
-	t.Helper()
-	if err := testbed.Await(ctx, "the agent of "+name, func() (bool, error) {
-		code, _, err := bed.Run(ctx, nil, "ps", "--host", name)
-		return code == 0, err
-	}); err != nil {
-		t.Fatal(err)
-	}
 }

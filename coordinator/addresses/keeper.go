@@ -238,9 +238,9 @@ func (k *Keeper) Add(ctx context.Context, p netip.Prefix, host string) (migrate.
 		case errors.Is(err, scheduler.ErrNoSuchHost):
 			return migrate.Address{}, err
 		case status.Code(err) == codes.FailedPrecondition:
-			return migrate.Address{}, fmt.Errorf("%s %w: %s", host, ErrUnfit, message(err))
+			return migrate.Address{}, fmt.Errorf("%s %w: %s", host, ErrUnfit, scheduler.Message(err))
 		case err != nil:
-			return migrate.Address{}, fmt.Errorf("the agent on %s %w: %s", host, ErrUnreachable, message(err))
+			return migrate.Address{}, fmt.Errorf("the agent on %s %w: %s", host, ErrUnreachable, scheduler.Message(err))
 		}
 	}
 	if a, err = k.log.ApplyAddress(ctx, added); err != nil {
@@ -252,7 +252,7 @@ func (k *Keeper) Add(ctx context.Context, p netip.Prefix, host string) (migrate.
 	case ctx.Err() != nil:
 		return a, fmt.Errorf("%w: %w", scheduler.ErrNotLeading, ctx.Err())
 	case err != nil:
-		return a, fmt.Errorf("%s %w: the agent on %s does not answer: %s", p.Addr(), ErrPending, host, message(err))
+		return a, fmt.Errorf("%s %w: the agent on %s does not answer: %s", p.Addr(), ErrPending, host, scheduler.Message(err))
 	case failed[p.Addr()] != "":
 		return a, fmt.Errorf("%s %w: %s", p.Addr(), ErrPending, failed[p.Addr()])
 	}
@@ -313,15 +313,6 @@ func (k *Keeper) whileLeading(ctx context.Context) (context.Context, context.Can
 	if leading == nil || leading.Err() != nil {
 		return nil, nil, scheduler.ErrNotLeading
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(leading, cancel)
-	return ctx, func() { stop(); cancel() }, nil
-}
-
-// message is what an error says, without gRPC's frame around it.
-func message(err error) string {
-	if s, ok := status.FromError(err); ok {
-		return s.Message()
-	}
-	return err.Error()
+	ctx, stop := scheduler.Within(ctx, leading)
+	return ctx, stop, nil
 }

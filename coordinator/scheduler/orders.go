@@ -189,12 +189,15 @@ func transient(err error) bool {
 	return false
 }
 
-// message is what an error says, without gRPC's frame around it.
-func message(err error) string {
+// message is what an error says, short enough for the log.
+func message(err error) string { return clip(Message(err)) }
+
+// Message is what an error says, without gRPC's frame around it.
+func Message(err error) string {
 	if s, ok := status.FromError(err); ok {
-		return clip(s.Message())
+		return s.Message()
 	}
-	return clip(err.Error())
+	return err.Error()
 }
 
 func now() time.Time { return time.Now().UTC() }

@@ -106,7 +106,13 @@ func (s *Scheduler) whileLeading(ctx context.Context) (context.Context, context.
 	if err != nil {
 		return nil, nil, err
 	}
+	ctx, stop := Within(ctx, leading)
+	return ctx, stop, nil
+}
+
+// Within returns a context that ends with either of two. stop has to be called.
+func Within(ctx, other context.Context) (_ context.Context, stop context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(leading, cancel)
-	return ctx, func() { stop(); cancel() }, nil
+	release := context.AfterFunc(other, cancel)
+	return ctx, func() { release(); cancel() }
 }
