@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/pagurus-project/pagurus/coordinator/member"
@@ -65,6 +66,20 @@ func (c *coordinators) prefer(name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.first = name
+}
+
+// preferCaller has the coordinator that gave an order asked first: it leads, and
+// others would have to pass on what is said in the freeze.
+func (c *coordinators) preferCaller(ctx context.Context) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return
+	}
+	if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
+		if id, err := trust.Peer(info.State); err == nil {
+			c.prefer(id.Name)
+		}
+	}
 }
 
 // connect returns the connection to a coordinator, and sees that it is made

@@ -72,3 +72,20 @@ func timeoutsTo(t *testing.T, address string) (all []int) {
 	}
 	return all
 }
+
+// TestTheLeaderIsAskedFirst: whoever gives the order to start is who has to hear
+// of the promise.
+func TestTheLeaderIsAskedFirst(t *testing.T) {
+	m := newCluster(t).newMove("m1")
+	m.a.agent.coordinators.prefer("two")
+	m.b.agent.coordinators.prefer("two")
+	m.reserve()
+	m.start()
+	for _, h := range []*host{m.a, m.b} {
+		h.agent.coordinators.mu.Lock()
+		if first := h.agent.coordinators.first; first != "one" {
+			t.Errorf("%s prefers %q", h.name, first)
+		}
+		h.agent.coordinators.mu.Unlock()
+	}
+}

@@ -192,6 +192,7 @@ func (o orders) Inspect(ctx context.Context, req *migratev1.InspectRequest) (*mi
 // Reserve makes a shell, or only looks whether it could.
 func (o orders) Reserve(ctx context.Context, req *migratev1.ReserveRequest) (*migratev1.ReserveResponse, error) {
 	a := o.agent
+	a.coordinators.preferCaller(ctx)
 	options, err := optionsOf(req.GetOptions())
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
@@ -255,6 +256,7 @@ func pidsOf(m *image.Image) []int {
 // answers whether it has begun.
 func (o orders) Start(ctx context.Context, req *migratev1.StartRequest) (*migratev1.StartResponse, error) {
 	a, ref := o.agent, req.GetRef()
+	a.coordinators.preferCaller(ctx)
 	if req.GetPageAddress() == "" {
 		s, err := a.find(ref)
 		if err == nil && s == nil {

@@ -24,13 +24,43 @@ func (p Process) Path(name string) string {
 
 // Read reads one of the process's files.
 func (p Process) Read(name string) ([]byte, error) {
-	data, err := os.ReadFile(p.Path(name))
+	data, err := readFile(p.Path(name))
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 		if _, statErr := os.Stat(p.Path("")); statErr != nil {
 			return nil, fmt.Errorf("reading %s: %w", p.Path(name), ErrGone)
 		}
 	}
 	return data, err
+}
+
+// readFile is os.ReadFile without what a file of /proc has no use for, such as
+// registering it with the runtime's poller: that takes as long as the reading.
+func readFile(path string) ([]byte, error) {
+	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	data := make([]byte, 0, 4096)
+	for {
+		n, err := ignoringEINTR(func() (int, error) { return unix.Read(fd, data[len(data):cap(data)]) })
+		if err != nil {
+			return nil, &os.PathError{Op: "read", Path: path, Err: err}
+		}
+		if n == 0 {
+			return data, nil
+		}
+		data = data[:len(data)+n]
+		data = slices.Grow(data, 4096)
+	}
+}
+
+func ignoringEINTR(f func() (int, error)) (int, error) {
+	for {
+		if n, err := f(); !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
 }
 
 // Link reads one of the process's symbolic links.

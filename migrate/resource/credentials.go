@@ -49,7 +49,7 @@ var credentials = processKind{
 }
 
 func dumpCredentials(d *ProcessDump, t *image.Thread) error {
-	status, err := d.Proc.ThreadStatus(t.TID)
+	status, err := d.status(t.TID)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -40,15 +41,32 @@ var namespaces = processKind{
 	},
 }
 
-// checkNamespaces compares those of a process or a thread with this process's.
-func (d *ProcessDump) checkNamespaces(who, dir string, names ...string) error {
-	for _, ns := range names {
-		ours, err := os.Readlink("/proc/self/ns/" + ns)
+// ownNamespaces are the names of those that this process is in. It stays there.
+var ownNamespaces = sync.OnceValues(func() (map[string]string, error) {
+	all := make(map[string]string)
+	for _, ns := range []string{"cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "user", "uts"} {
+		name, err := os.Readlink("/proc/self/ns/" + ns)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // not in this kernel
 		}
 		if err != nil {
-			return err
+			return nil, err
+		}
+		all[ns] = name
+	}
+	return all, nil
+})
+
+// checkNamespaces compares those of a process or a thread with this process's.
+func (d *ProcessDump) checkNamespaces(who, dir string, names ...string) error {
+	own, err := ownNamespaces()
+	if err != nil {
+		return err
+	}
+	for _, ns := range names {
+		ours, ok := own[ns]
+		if !ok {
+			continue
 		}
 		theirs, err := d.Proc.Link(dir + ns)
 		if errors.Is(err, os.ErrNotExist) && ns == "pid_for_children" {
@@ -122,7 +140,7 @@ var session = processKind{
 var directories = processKind{
 	name: "directories",
 	dump: func(d *ProcessDump) error {
-		status, err := d.Proc.Status()
+		status, err := d.status(d.Proc.PID)
 		if err != nil {
 			return err
 		}

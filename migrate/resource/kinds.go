@@ -59,8 +59,9 @@ type ProcessDump struct {
 	Target  *parasite.Process // all threads stopped
 	Process *image.Process
 
-	batches map[int]*parasite.Batch
-	after   []func() error
+	batches  map[int]*parasite.Batch
+	after    []func() error
+	statuses map[int]procfs.Status // that were read, by thread
 }
 
 // leader is the thread in which calls on behalf of the process are made.
@@ -76,12 +77,25 @@ func (d *ProcessDump) batch(tid int) *parasite.Batch {
 	return b
 }
 
+// status is what the kernel shows of a thread, which stands still: several kinds
+// look at it.
+func (d *ProcessDump) status(tid int) (procfs.Status, error) {
+	if s, ok := d.statuses[tid]; ok {
+		return s, nil
+	}
+	s, err := d.Proc.ThreadStatus(tid)
+	if err == nil {
+		d.statuses[tid] = s
+	}
+	return s, err
+}
+
 // then leaves f to be done when the batches have run.
 func (d *ProcessDump) then(f func() error) { d.after = append(d.after, f) }
 
 // run reads all kinds of a process.
 func (d *ProcessDump) run() error {
-	d.batches = make(map[int]*parasite.Batch)
+	d.batches, d.statuses = make(map[int]*parasite.Batch), make(map[int]procfs.Status)
 	for _, k := range processKinds {
 		if k.dump == nil {
 			continue

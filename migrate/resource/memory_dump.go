@@ -28,7 +28,7 @@ var memoryMarks = processKind{
 			StartBrk: stat.StartBrk, StartStack: stat.StartStack,
 			ArgStart: stat.ArgStart, ArgEnd: stat.ArgEnd, EnvStart: stat.EnvStart, EnvEnd: stat.EnvEnd,
 		}
-		status, err := d.Proc.Status()
+		status, err := d.status(d.Proc.PID)
 		if err != nil {
 			return err
 		}
@@ -53,11 +53,15 @@ var memoryMarks = processKind{
 // readLockFuture finds out whether new mappings are locked into memory
 // (mlockall(MCL_FUTURE)): ours was.
 func (d *ProcessDump) readLockFuture() error {
-	flags, err := d.readers.Flags.Flags(d.Proc)
-	if err != nil {
-		return err
+	at := uint64(d.Target.Scratch().Data)
+	ours, ok := d.flags[d.Proc.PID][at]
+	if !ok { // it was mapped since
+		flags, err := d.readers.Flags.Flags(d.Proc)
+		if err != nil {
+			return err
+		}
+		ours = flags[at]
 	}
-	ours := flags[uint64(d.Target.Scratch().Data)]
 	if ours.Has("lo") {
 		d.Process.Memory.LockFuture = unix.MCL_FUTURE
 		if ours.Image()&image.FlagLockOnFault != 0 {
@@ -96,6 +100,7 @@ func (d *TreeDump) mappings(p procfs.Process) ([]image.Mapping, error) {
 	if err != nil {
 		return nil, err
 	}
+	d.flags[p.PID] = flags
 	all := make([]image.Mapping, 0, len(vmas))
 	for i := range vmas {
 		v := &vmas[i]

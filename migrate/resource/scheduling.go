@@ -13,6 +13,7 @@ import (
 
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/procfs"
 )
 
 // scheduling: policy, priority, nice value, affinity, I/O priority and timer
@@ -99,7 +100,7 @@ func dumpScheduling(d *ProcessDump, t *image.Thread) error {
 	if t.IOPriority, err = ioPriority(t.TID); err != nil {
 		return fmt.Errorf("ioprio_get: %w", err)
 	}
-	slack, err := os.ReadFile(fmt.Sprintf("/proc/%d/timerslack_ns", t.TID))
+	slack, err := procfs.Process{PID: t.TID}.Read("timerslack_ns")
 	if err != nil {
 		return err
 	}

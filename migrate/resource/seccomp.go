@@ -21,7 +21,7 @@ var seccomp = processKind{
 	dump: func(d *ProcessDump) error {
 		for i := range d.Process.Threads {
 			t := &d.Process.Threads[i]
-			status, err := d.Proc.ThreadStatus(t.TID)
+			status, err := d.status(t.TID)
 			if err != nil {
 				return err
 			}

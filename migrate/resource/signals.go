@@ -15,7 +15,7 @@ import (
 var signalActions = processKind{
 	name: "signal actions",
 	dump: func(d *ProcessDump) error {
-		status, err := d.Proc.Status()
+		status, err := d.status(d.Proc.PID)
 		if err != nil {
 			return err
 		}

@@ -33,6 +33,7 @@ type TreeDump struct {
 	image       *image.Image // being taken
 	mapped      []image.File // behind mappings, at the beginning of image.Files
 	mappedIndex map[mappedKey]image.Index
+	flags       map[int]map[uint64]procfs.VMFlags // of mappings by their start, as last read, by process
 	objects     []image.Object
 	objectFiles []*os.File // an open file of each object, to read it
 	objectIndex map[fileID]image.Index
@@ -67,7 +68,7 @@ type Readers struct {
 func NewTreeDump(host image.Host, readers Readers, digests *Digests) *TreeDump {
 	return &TreeDump{
 		Findings: &Findings{}, host: host, readers: readers, digests: digests,
-		mappedIndex: make(map[mappedKey]image.Index),
+		mappedIndex: make(map[mappedKey]image.Index), flags: make(map[int]map[uint64]procfs.VMFlags),
 		objectIndex: make(map[fileID]image.Index),
 	}
 }
