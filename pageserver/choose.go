@@ -86,8 +86,8 @@ func (c *chooser) link(limited bool) *linkEstimate {
 }
 
 // pick returns the codec for the next block and one to try besides, which is
-// Auto if there is none to try.
-func (c *chooser) pick(limited bool) (use, try Codec) {
+// Auto if there is none to try. What is urgent is not the place for it.
+func (c *chooser) pick(limited, urgent bool) (use, try Codec) {
 	if c.fixed != Auto {
 		return c.fixed, Auto
 	}
@@ -95,7 +95,7 @@ func (c *chooser) pick(limited bool) (use, try Codec) {
 	defer c.mu.Unlock()
 	c.rates.link = c.link(limited).rate
 	use = c.rates.best()
-	if float64(c.sampling) > samplingShare*float64(c.working) {
+	if urgent || float64(c.sampling) > samplingShare*float64(c.working) {
 		return use, Auto
 	}
 	try = S2

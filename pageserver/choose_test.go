@@ -139,7 +139,7 @@ func TestPickSamplesWithinItsShare(t *testing.T) {
 	tries := make(map[Codec]int)
 	const blocks = 2000
 	for range blocks {
-		use, try := c.pick(false)
+		use, try := c.pick(false, false)
 		if use == try {
 			t.Fatalf("tries %v, which is in use", try)
 		}
@@ -150,7 +150,7 @@ func TestPickSamplesWithinItsShare(t *testing.T) {
 			packing{use, cost[use], size[use]}, packing{try, cost[try], size[try]})
 		c.observeLink(false, blockBytes, time.Microsecond, 60*time.Microsecond) // a fast link
 	}
-	if use, _ := c.pick(false); use != None {
+	if use, _ := c.pick(false, false); use != None {
 		t.Errorf("picks %v on a fast link", use)
 	}
 	if tries[S2] < 3 || tries[Zstd] < 3 {
@@ -158,6 +158,16 @@ func TestPickSamplesWithinItsShare(t *testing.T) {
 	}
 	if share := float64(c.sampling) / float64(c.working); share > 2*samplingShare {
 		t.Errorf("%.1f %% of the time went into trying", 100*share)
+	}
+}
+
+func TestPickTriesNothingThatIsUrgent(t *testing.T) {
+	c := newChooser(Auto, 4)
+	if _, try := c.pick(false, false); try == Auto {
+		t.Error("a new chooser has nothing to try")
+	}
+	if _, try := c.pick(false, true); try != Auto {
+		t.Errorf("tries %v while the process stands still", try)
 	}
 }
 
@@ -170,17 +180,17 @@ func TestPickKeepsLimitedAndUnlimitedApart(t *testing.T) {
 	block(Zstd, 900*time.Microsecond, blockBytes/3)
 	c.observeLink(true, 1e6, time.Second, time.Second)
 	c.observeLink(false, 4e9, time.Second, time.Second)
-	if use, _ := c.pick(true); use != Zstd {
+	if use, _ := c.pick(true, false); use != Zstd {
 		t.Errorf("picks %v at a megabyte a second", use)
 	}
-	if use, _ := c.pick(false); use != None {
+	if use, _ := c.pick(false, false); use != None {
 		t.Errorf("picks %v at four gigabytes a second", use)
 	}
 }
 
 func TestPickHonoursAFixedCodec(t *testing.T) {
 	for _, fixed := range []Codec{None, S2, Zstd} {
-		if use, try := newChooser(fixed, 1).pick(false); use != fixed || try != Auto {
+		if use, try := newChooser(fixed, 1).pick(false, false); use != fixed || try != Auto {
 			t.Errorf("%v: uses %v, tries %v", fixed, use, try)
 		}
 	}

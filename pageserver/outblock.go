@@ -55,7 +55,7 @@ func sized(buf []byte, n int) []byte {
 }
 
 // prepare turns the block's pages into frames.
-func (b *outBlock) prepare(ctx context.Context, s *Sender, limited bool) {
+func (b *outBlock) prepare(ctx context.Context, s *Sender, r *round) {
 	b.totals = roundTotals{}
 	b.missing = b.missing[:0]
 	b.wire = nil
@@ -75,10 +75,10 @@ func (b *outBlock) prepare(ctx context.Context, s *Sender, limited bool) {
 		b.wire = appendHead(b.plain[:0], header{typ: frameDrop, number: uint32(b.space)}, b.ranges, nil)
 		return
 	}
-	b.err = b.preparePages(s, limited)
+	b.err = b.preparePages(s, r)
 }
 
-func (b *outBlock) preparePages(s *Sender, limited bool) error {
+func (b *outBlock) preparePages(s *Sender, r *round) error {
 	start := time.Now()
 	n := int(countPages(b.ranges))
 	b.plain = sized(b.plain, headroom+blockBytes)
@@ -91,7 +91,7 @@ func (b *outBlock) preparePages(s *Sender, limited bool) error {
 	b.codec = None
 	payload := content
 	if len(content) > 0 {
-		use, try := s.chooser.pick(limited)
+		use, try := s.chooser.pick(r.limited, r.spec.Urgent)
 		var used, tried packing
 		var err error
 		if used, payload, err = b.pack(s.compressor, use, content); err != nil {

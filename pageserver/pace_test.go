@@ -31,7 +31,7 @@ func TestBandwidthLimit(t *testing.T) {
 		if err := s.Message(t.Context(), 0, make([]byte, 5<<20)); err != nil {
 			t.Fatal(err)
 		}
-		spec.N, spec.Unlimited = 1, true
+		spec.N, spec.Urgent = 1, true
 		start := time.Now()
 		if stats, err = s.Round(t.Context(), spec); err != nil {
 			t.Fatal(err)

@@ -26,9 +26,10 @@ type RoundSpec struct {
 	// sender's while the pages are on their way.
 	Runs  iter.Seq[Run]
 	Drops iter.Seq[Run]
-	// Unlimited exempts the round from the bandwidth limit, as the last one
-	// must be: the process stands still for it.
-	Unlimited bool
+	// Urgent exempts the round from the bandwidth limit, and has nothing done in
+	// it that is for later rounds, as the last one must be: the process stands
+	// still for it.
+	Urgent bool
 }
 
 // RoundStats is how a round went.
@@ -60,7 +61,7 @@ func (s *Sender) Round(ctx context.Context, spec RoundSpec) (RoundStats, error) 
 	start := time.Now()
 	r := &round{
 		spec:    spec,
-		limited: s.link.limiter != nil && !spec.Unlimited,
+		limited: s.link.limiter != nil && !spec.Urgent,
 		stats:   RoundStats{N: spec.N, Blocks: make(map[Codec]uint64)},
 	}
 	err := s.writing(ctx, func() error {
@@ -137,7 +138,7 @@ func (s *Sender) sendPages(ctx context.Context, r *round) error {
 	for range s.workers {
 		running.Go(func() {
 			for b := range work {
-				b.prepare(ctx, s, r.limited)
+				b.prepare(ctx, s, r)
 				b.done <- struct{}{}
 			}
 		})

@@ -233,7 +233,7 @@ func (m *Migration) send(ctx context.Context, s *survey, n uint32, last bool) (p
 		return pageserver.RoundStats{}, err
 	}
 	return m.sender.Round(ctx, pageserver.RoundSpec{
-		N: n, Runs: slices.Values(s.runs), Drops: slices.Values(s.drops), Unlimited: last,
+		N: n, Runs: slices.Values(s.runs), Drops: slices.Values(s.drops), Urgent: last,
 	})
 }
 
