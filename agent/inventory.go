@@ -67,11 +67,15 @@ func process(pid int) (migrate.Process, bool, error) {
 	if err != nil {
 		return migrate.Process{}, false, err
 	}
+	stat, err := proc.Stat()
+	if err != nil {
+		return migrate.Process{}, false, err
+	}
 	p := migrate.Process{
 		PID: pid, PPID: status.PPID, Command: status.Name, UID: int(status.UIDs[0]), State: string(status.State),
 		Threads: status.Threads, ResidentBytes: status.RSSBytes,
 	}
-	if status.Kernel {
+	if stat.KernelThread() {
 		return p, true, nil
 	}
 	line, err := proc.Read("cmdline")
@@ -194,14 +198,15 @@ func (a *Agent) glance(pid int, migration string) (look Inspection, ok bool) {
 			"%d is a thread of process %d on %s", pid, status.TGID, host)
 		return look, false
 	}
-	if p, _, err := process(pid); err == nil {
+	p, kernel, err := process(pid)
+	if err == nil {
 		p.Host = host
 		look.Tree = []migrate.Process{p}
 	}
 	switch {
 	case pid == 1:
 		block(migrate.CodeInit, "it belongs to the host; name a process that it started", "process 1 is the init process of %s", host)
-	case status.Kernel:
+	case kernel:
 		block(migrate.CodeKernelThread, "it is part of the kernel", "process %d (%s) is a kernel thread", pid, status.Name)
 	case dead(string(status.State)):
 		block(migrate.CodeZombie, fmt.Sprintf("its parent, process %d, has not asked for its exit status", status.PPID),

@@ -121,14 +121,24 @@ func TestKernelThread(t *testing.T) {
 		t.Fatal(err)
 	}
 	i := slices.IndexFunc(pids, func(pid int) bool {
-		s, err := procfs.Process{PID: pid}.Status()
-		return err == nil && s.Kernel
+		s, err := procfs.Process{PID: pid}.Stat()
+		return err == nil && s.KernelThread()
 	})
 	if i < 0 {
 		t.Skip("no kernel threads can be seen here")
 	}
-	if got := codesOf(newCluster(t).inspect(t, pids[i])); !slices.Equal(got, []string{"kernel-thread"}) {
+	c := newCluster(t)
+	if got := codesOf(c.inspect(t, pids[i])); !slices.Equal(got, []string{"kernel-thread"}) {
 		t.Errorf("blockers %v", got)
+	}
+	list, err := c.a.orders.ListProcesses(t.Context(), &migratev1.ListProcessesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range list.GetProcesses() {
+		if int(p.GetPid()) == pids[i] {
+			t.Errorf("the kernel thread %v can be moved, as the list has it", p)
+		}
 	}
 }
 

@@ -34,6 +34,7 @@ var onGuest = []struct {
 	{pkg: "migrate/procfs"},
 	{pkg: "parasite"},
 	{pkg: "migrate/source", run: "^(TestReplica|TestInspectRefuses)$", must: []string{"TestReplica", "TestInspectRefuses"}},
+	{pkg: "agent", run: "^TestKernelThread$", must: []string{"TestKernelThread"}},
 	{pkg: "migrate/target", skip: "^TestMoveWorkloads$/^float$", must: []string{"TestMoveWorkloads/memory"}},
 }
 

@@ -28,8 +28,11 @@ type Stat struct {
 	EnvEnd     uint64
 }
 
-// KernelThread is PF_KTHREAD of Stat.Flags.
-const KernelThread = 0x00200000
+// KernelThread reports whether it is a thread of the kernel's.
+func (s *Stat) KernelThread() bool {
+	const kthread = 0x00200000 // PF_KTHREAD; older kernels do not say it in status
+	return s.Flags&kthread != 0
+}
 
 // ParseStat parses /proc/PID/stat. The command stands in parentheses and may
 // itself contain any character.

@@ -21,7 +21,6 @@ type Status struct {
 	Groups     []uint32
 	Umask      int
 	Threads    int
-	Kernel     bool // a kernel thread
 	RSSBytes   uint64
 	ShmemBytes uint64 // of it, of shared memory and tmpfs
 	SwapBytes  uint64
@@ -88,8 +87,6 @@ func ParseStatus(data []byte) (Status, error) {
 			s.Umask = int(number(value, 8, 31))
 		case "Threads":
 			s.Threads = int(number(value, 10, 31))
-		case "Kthread":
-			s.Kernel = value == "1"
 		case "VmRSS":
 			s.RSSBytes = number(value, 10, 53) << 10
 		case "RssShmem":

@@ -126,7 +126,7 @@ func (h *Host) refuse(pid int) []migrate.Finding {
 		return one(migrate.CodeProcessState, "try again", "process %d: %v", pid, err)
 	case pid == 1:
 		return one(migrate.CodeInit, "name another process", "process 1 is its host's first process")
-	case stat.Flags&procfs.KernelThread != 0:
+	case stat.KernelThread():
 		return one(migrate.CodeKernelThread, "name another process", "process %d is the kernel thread %s", pid, stat.Command)
 	case h.config.Own != nil && h.config.Own(pid):
 		return one(migrate.CodeOwnDaemon, "name another process", "process %d is one of the daemons that move processes", pid)

@@ -202,7 +202,7 @@ func TestInspect(t *testing.T) {
 func kernelThread(t *testing.T) int {
 	t.Helper()
 	for pid := 2; pid < 1000; pid++ {
-		if stat, err := (procfs.Process{PID: pid}).Stat(); err == nil && stat.Flags&procfs.KernelThread != 0 {
+		if stat, err := (procfs.Process{PID: pid}).Stat(); err == nil && stat.KernelThread() {
 			return pid
 		}
 	}
