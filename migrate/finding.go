@@ -58,12 +58,14 @@ const (
 
 // Codes about the destination.
 const (
-	CodePIDTaken      Code = "pid-taken"
-	CodeMemory        Code = "destination-memory"
-	CodeCPU           Code = "cpu-features"
-	CodeVDSO          Code = "vdso-differs"
-	CodeFileMissing   Code = "file-missing"
-	CodeFileDiffers   Code = "file-differs"
-	CodeFileNotShared Code = "file-not-shared" // open for writing, and the destination's file is another one
-	CodeReserve       Code = "reservation-failed"
+	CodePIDTaken       Code = "pid-taken"
+	CodeMemory         Code = "destination-memory"
+	CodeCPU            Code = "cpu-features"
+	CodeVDSO           Code = "vdso-differs"
+	CodeFileMissing    Code = "file-missing"
+	CodeFileDiffers    Code = "file-differs"
+	CodeFileNotShared  Code = "file-not-shared" // open for writing, and the destination's file is another one
+	CodeAddressTaken   Code = "address-taken"   // a socket there has the address and port
+	CodeAddressMissing Code = "address-missing" // a socket is bound to an address that is not the destination's
+	CodeReserve        Code = "reservation-failed"
 )

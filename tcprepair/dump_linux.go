@@ -12,6 +12,26 @@ import (
 // ErrUnsupported says that a socket cannot be taken apart, with the reason.
 var ErrUnsupported = errors.New("cannot be moved")
 
+// Look reads what of a socket can be read without repair mode, and disturbs
+// nothing: of one without a connection that is everything. waiting is how many
+// connections wait in a listener to be accepted.
+//
+// fd may be any descriptor of the socket.
+func Look(fd int) (s *Socket, waiting int, err error) {
+	s = &Socket{}
+	info, err := s.look(fd)
+	if err == nil && s.State == Closed {
+		err = s.lookClosed(fd)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	if s.State == Listen {
+		waiting = int(info.unacked)
+	}
+	return s, waiting, nil
+}
+
 // Dump reads a socket and leaves it in repair mode, out of which Resume or
 // Discard take it. Packets of the connection must be held before. A listener
 // stays as it is, connections that wait in it are not looked at.
@@ -20,45 +40,11 @@ var ErrUnsupported = errors.New("cannot be moved")
 // user namespace of the socket's network. On an error the socket is as it was.
 func Dump(fd int) (_ *Socket, err error) {
 	s := &Socket{}
-	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	info, err := s.look(fd)
 	if err != nil {
 		return nil, err
-	}
-	s.IPv6 = domain == unix.AF_INET6
-	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
-	if err != nil {
-		return nil, err
-	}
-	s.MPTCP = protocol == unix.IPPROTO_MPTCP
-	info, err := readInfo(fd)
-	if err != nil {
-		return nil, err
-	}
-	s.State = info.state
-	if _, ok := stateNames[s.State]; !ok {
-		return nil, fmt.Errorf("a socket in %v %w", s.State, ErrUnsupported)
-	}
-	if s.MPTCP && s.State != Listen {
-		return nil, fmt.Errorf("a socket in %v that can use several paths (MPTCP) %w", s.State, ErrUnsupported)
-	}
-	if err := s.readAddresses(fd); err != nil {
-		return nil, err
-	}
-	if layer, err := getsockopt(fd, unix.SOL_TCP, unix.TCP_ULP, longestOption); !s.MPTCP && err == nil && len(layer) > 0 {
-		return nil, fmt.Errorf("a socket with the protocol %s on top %w", bytes.TrimRight(layer, "\x00"), ErrUnsupported)
-	}
-	// Repair mode changes some of them.
-	if s.Options, err = options(fd, s.IPv6); err != nil {
-		return nil, err
-	}
-	if s.Buffers, err = readBuffers(fd); err != nil {
-		return nil, err
-	}
-	if s.Filter, err = filter(fd); err != nil && !unknown(err) {
-		return nil, fmt.Errorf("reading the filter: %w", err)
 	}
 	if s.State == Listen {
-		s.Backlog = int(info.sacked)
 		return s, nil
 	}
 	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_ON); err != nil {
@@ -84,10 +70,56 @@ func Dump(fd int) (_ *Socket, err error) {
 	return s, s.Validate()
 }
 
+// look reads the state, the addresses and what was set.
+func (s *Socket) look(fd int) (i info, err error) {
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		return i, err
+	}
+	s.IPv6 = domain == unix.AF_INET6
+	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err != nil {
+		return i, err
+	}
+	s.MPTCP = protocol == unix.IPPROTO_MPTCP
+	i, err = readInfo(fd)
+	if err != nil {
+		return i, err
+	}
+	s.State = i.state
+	if _, ok := stateNames[s.State]; !ok {
+		return i, fmt.Errorf("a socket in %v %w", s.State, ErrUnsupported)
+	}
+	if s.MPTCP && s.State != Listen {
+		return i, fmt.Errorf("a socket in %v that can use several paths (MPTCP) %w", s.State, ErrUnsupported)
+	}
+	if err := s.readAddresses(fd); err != nil {
+		return i, err
+	}
+	if layer, err := getsockopt(fd, unix.SOL_TCP, unix.TCP_ULP, longestOption); !s.MPTCP && err == nil && len(layer) > 0 {
+		return i, fmt.Errorf("a socket with the protocol %s on top %w", bytes.TrimRight(layer, "\x00"), ErrUnsupported)
+	}
+	// Repair mode changes some of them.
+	if s.Options, err = options(fd, s.IPv6); err != nil {
+		return i, err
+	}
+	if s.Buffers, err = readBuffers(fd); err != nil {
+		return i, err
+	}
+	if s.Filter, err = filter(fd); err != nil && !unknown(err) {
+		return i, fmt.Errorf("reading the filter: %w", err)
+	}
+	if s.State == Listen {
+		s.Backlog = int(i.sacked)
+	}
+	return i, nil
+}
+
 // info is what is used of struct tcp_info.
 type info struct {
 	state      State
 	negotiated Negotiated // without MSS
+	unacked    uint32     // of a listener: how many connections wait in it
 	sacked     uint32     // of a listener: its backlog
 }
 
@@ -99,7 +131,7 @@ const (
 )
 
 func readInfo(fd int) (info, error) {
-	// tcpi_state, ..., tcpi_options at 5, both scales at 6, tcpi_sacked at 28.
+	// tcpi_state, ..., tcpi_options at 5, both scales at 6, tcpi_unacked at 24, tcpi_sacked at 28.
 	raw, err := getsockopt(fd, unix.SOL_TCP, unix.TCP_INFO, 32)
 	if err != nil {
 		return info{}, fmt.Errorf("reading TCP_INFO: %w", err)
@@ -112,7 +144,7 @@ func readInfo(fd int) (info, error) {
 		Timestamps: raw[5]&infoTimestamps != 0, SACK: raw[5]&infoSACK != 0, Scaled: raw[5]&infoScaled != 0,
 		SendScale: raw[6] & 0xf, ReceiveScale: raw[6] >> 4,
 	}
-	decode(raw[28:], &i.sacked)
+	decode(raw[24:], &i.unacked, &i.sacked)
 	return i, nil
 }
 
@@ -137,8 +169,8 @@ func (s *Socket) readAddresses(fd int) error {
 	return err
 }
 
-// readClosed reads what a connection has left.
-func (s *Socket) readClosed(fd int) error {
+// lookClosed finds out whether a closed socket had a connection.
+func (s *Socket) lookClosed(fd int) error {
 	s.Remote = netip.AddrPort{}
 	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
 	if _, err := unix.Poll(poll, 0); err != nil {
@@ -146,8 +178,13 @@ func (s *Socket) readClosed(fd int) error {
 	}
 	s.Ended = poll[0].Revents&unix.POLLRDHUP != 0
 	s.Failed = poll[0].Revents&unix.POLLERR != 0
-	if !s.Ended {
-		return nil
+	return nil
+}
+
+// readClosed reads what a connection has left.
+func (s *Socket) readClosed(fd int) error {
+	if err := s.lookClosed(fd); err != nil || !s.Ended {
+		return err
 	}
 	n, err := unix.IoctlGetInt(fd, unix.SIOCINQ)
 	if err == nil {

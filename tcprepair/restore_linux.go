@@ -57,6 +57,35 @@ func (s *Socket) build(fd int) error {
 	return s.connect(fd)
 }
 
+// CanBind reports why this host would not let a socket without a connection have
+// its local address at present: the address is not the host's, or another socket
+// has the port. To find out, the address is taken for a moment.
+func CanBind(s *Socket) error {
+	if err := s.Validate(); err != nil || !s.Local.IsValid() {
+		return err
+	}
+	fd, err := s.socket()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := setOptions(fd, s.Options, beforeBind); err != nil {
+		return err
+	}
+	for i := range s.Options {
+		if o := &s.Options[i]; o.Level == unix.SOL_SOCKET && o.Name == unix.SO_REUSEADDR {
+			if err := setsockopt(fd, o.Level, o.Name, o.Value); err != nil {
+				return err
+			}
+		}
+	}
+	local, err := sockaddr(s.Local, s.IPv6)
+	if err == nil {
+		err = unix.Bind(fd, local)
+	}
+	return err
+}
+
 // bind gives the socket its local address, where no other socket is in the way
 // of that: in repair mode, which MPTCP does not have.
 func (s *Socket) bind(fd int) error {

@@ -1,5 +1,7 @@
 package image
 
+import "github.com/pagurus-project/pagurus/tcprepair"
+
 // A Descriptor is one entry of a process's table.
 type Descriptor struct {
 	FD      int   `cbor:"fd"`
@@ -24,6 +26,7 @@ const (
 	FileSignal    FileKind = "signalfd"  // SignalMask
 	FileInotify   FileKind = "inotify"   // Inotify
 	FileSocket    FileKind = "socket"    // Socket
+	FileTCP       FileKind = "tcp"       // TCP
 )
 
 // A File is an open file description (open(2)): what descriptors made by dup
@@ -45,6 +48,8 @@ type File struct {
 	Timer      *TimerFD `cbor:"timer,omitempty"`
 	SignalMask uint64   `cbor:"signal_mask,omitempty"`
 	Inotify    *Inotify `cbor:"inotify,omitempty"`
+
+	TCP *tcprepair.Socket `cbor:"tcp,omitempty"`
 }
 
 // Owner is who gets the signals of a descriptor (F_SETOWN_EX, F_SETSIG).

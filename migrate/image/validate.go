@@ -210,6 +210,8 @@ func (m *Image) validateFile(f *File) error {
 		ok = within(f.Pipe, len(m.Pipes))
 	case FileSocket:
 		ok = within(f.Socket, len(m.Sockets))
+	case FileTCP:
+		ok = f.TCP != nil && f.TCP.Validate() == nil
 	case FileEvent:
 		ok = f.Event != nil
 	case FileTimer:

@@ -38,6 +38,7 @@ var fileKinds = map[image.FileKind]fileKind{
 	image.FileTimer:     timerFile,
 	image.FileSignal:    signalFile,
 	image.FileSocket:    socketEnd,
+	image.FileTCP:       tcpSocket,
 }
 
 func init() {
@@ -78,7 +79,7 @@ func (o *openFile) classify() (image.FileKind, bool) {
 	case unix.S_IFCHR:
 		return image.FileDevice, plainDevices[o.st.Rdev]
 	case unix.S_IFSOCK:
-		return image.FileSocket, true
+		return image.FileSocket, true // or of TCP, which its dump finds out
 	}
 	return "", false
 }

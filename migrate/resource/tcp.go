@@ -1,0 +1,93 @@
+package resource
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/tcprepair"
+)
+
+// tcpSocket: a socket of TCP (tcp(7)) without a connection: one that listens, is
+// bound or new. The one at the source is left as it is.
+var tcpSocket = fileKind{
+	check: func(c *Check, f *image.File) {
+		err := tcprepair.CanBind(f.TCP)
+		switch {
+		case errors.Is(err, unix.EADDRINUSE):
+			c.Block(migrate.CodeAddressTaken, "end what uses the port there, or choose another host", "a socket of the process is bound to %v, which is in use there", f.TCP.Local)
+		case errors.Is(err, unix.EADDRNOTAVAIL):
+			c.Block(migrate.CodeAddressMissing, "bind it to no particular address, or choose a host that has this one", "a socket of the process is bound to %v, an address that the host does not have", f.TCP.Local)
+		case err != nil:
+			c.Block(migrate.CodeDescriptor, "choose another host", "a socket of the process that is bound to %v cannot be made there: %v", f.TCP.Local, err)
+		}
+	},
+	open: func(_ *TreeRestore, f *image.File) (int, error) {
+		fd, err := tcprepair.Restore(f.TCP)
+		if err == nil {
+			err = setStatusFlags(fd, f.Flags)
+		}
+		return fd, err
+	},
+}
+
+// isTCP reports a socket of TCP, or of MPTCP: Go programs listen with that.
+func isTCP(fd, family int) (bool, error) {
+	if family != unix.AF_INET && family != unix.AF_INET6 {
+		return false, nil
+	}
+	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	return protocol == unix.IPPROTO_TCP || protocol == unix.IPPROTO_MPTCP, err
+}
+
+// dumpTCP reads one, by fd, a descriptor of ours. Those with connections are refused.
+func dumpTCP(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(what, hint string)) error {
+	ours, err := inOwnNetwork(fd)
+	if err != nil {
+		return err
+	}
+	if !ours {
+		refuse("a TCP socket of another network namespace", "close it before the move")
+		return nil
+	}
+	s, waiting, err := tcprepair.Look(fd)
+	const hint = "close it before the move: connections cannot move yet"
+	switch {
+	case errors.Is(err, tcprepair.ErrUnsupported):
+		refuse(err.Error(), hint)
+		return nil
+	case err != nil:
+		return fmt.Errorf("reading a TCP socket: %w", err)
+	case s.State.Connected():
+		refuse(fmt.Sprintf("a TCP connection of %v and %v", s.Local, s.Remote), hint)
+		return nil
+	case s.Ended || s.Failed:
+		refuse(fmt.Sprintf("a TCP socket at %v whose connection has ended", s.Local), hint)
+		return nil
+	case waiting > 0 && d.Inspect: // they may have been accepted by the time of the freeze
+		d.Warn(migrate.CodeDescriptor, "let the program accept them first", "%d connections wait in descriptor %d of process %d, which listens at %v", waiting, o.fd, d.Proc.PID, s.Local)
+	case waiting > 0:
+		d.Block(migrate.CodeDescriptor, "let the program accept and end them first: connections cannot move yet", "%d connections wait in descriptor %d of process %d, which listens at %v", waiting, o.fd, d.Proc.PID, s.Local)
+	}
+	f.Kind, f.TCP = image.FileTCP, s
+	return nil
+}
+
+// inOwnNetwork reports a socket of this process's network namespace.
+func inOwnNetwork(fd int) (bool, error) {
+	own, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(own)
+	var cookies [2]uint64
+	for i, fd := range []int{own, fd} {
+		if cookies[i], err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); err != nil {
+			return false, fmt.Errorf("asking for a socket's network: %w", err)
+		}
+	}
+	return cookies[0] == cookies[1], nil
+}
