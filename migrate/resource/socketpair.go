@@ -49,8 +49,11 @@ func dumpSocket(d *ProcessDump, o *openFile, f *image.File) error {
 	if err != nil {
 		return fmt.Errorf("asking for its family: %w", err)
 	}
+	if isTCP, err := isTCP(fd, family); err != nil || isTCP {
+		return errors.Join(err, dumpTCP(d, o, f, fd, refuse))
+	}
 	if family != unix.AF_UNIX {
-		refuse(familyName(family), "close it before the move: connections cannot move yet")
+		refuse(familyName(family), "close it before the move: it is of a kind that cannot move yet")
 		return nil
 	}
 	state, err := readUnixState(o.st.Ino)
@@ -95,7 +98,7 @@ func dumpSocket(d *ProcessDump, o *openFile, f *image.File) error {
 		s.Options = append(s.Options, image.Option{Level: unix.SOL_SOCKET, Name: option, Value: value})
 	}
 	if !d.Inspect {
-		if s.Queue, err = socketQueue(fd, typ); err != nil {
+		if s.Queue, err = socketQueue(fd, typ, state.peer == 0 || state.shutdown&shutReceive != 0); err != nil {
 			return fmt.Errorf("reading its queue: %w", err)
 		}
 	}
@@ -140,8 +143,12 @@ func familyName(family int) string {
 // errPassedDescriptors says that a queue holds what no other socket can be given.
 var errPassedDescriptors = errors.New("descriptors are on their way in it (SCM_RIGHTS)")
 
-// socketQueue reads what has arrived at a socket and leaves it there.
-func socketQueue(fd, typ int) ([]image.Message, error) {
+// shutReceive is RCV_SHUTDOWN (include/net/sock.h).
+const shutReceive = 1
+
+// socketQueue reads what has arrived at a socket and leaves it there. ended says
+// that nothing more will come.
+func socketQueue(fd, typ int, ended bool) ([]image.Message, error) {
 	// Where the program's own MSG_PEEK looks is put back.
 	was, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF)
 	if err != nil {
@@ -150,13 +157,18 @@ func socketQueue(fd, typ int) ([]image.Message, error) {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0); err != nil {
 		return nil, err
 	}
-	queue, err := peekAll(fd, typ)
+	queue, err := peekAll(fd, typ, ended)
 	return queue, errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, was))
 }
 
-func peekAll(fd, typ int) ([]image.Message, error) {
+// peekAll looks at one message after the other. The kernel passes over an empty
+// one that was looked at (__skb_try_recv_from_queue, net/core/datagram.c), so of
+// empty ones only the first look tells.
+func peekAll(fd, typ int, ended bool) ([]image.Message, error) {
 	var queue []image.Message
-	buf := make([]byte, 256<<10)
+	at := 0    // bytes passed
+	empty := 0 // messages in a row
+	buf := make([]byte, 64<<10)
 	control := make([]byte, 2<<10)
 	for {
 		n, nc, flags, _, err := unix.Recvmsg(fd, buf, control, unix.MSG_PEEK|unix.MSG_DONTWAIT|unix.MSG_TRUNC|unix.MSG_CMSG_CLOEXEC)
@@ -172,20 +184,22 @@ func peekAll(fd, typ int) ([]image.Message, error) {
 		}
 		if n > len(buf) {
 			// A message longer than the buffer: look at the same one again.
-			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0); err != nil {
+			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, at); err != nil {
 				return nil, err
 			}
-			buf, queue = make([]byte, 2*n), nil
+			buf = make([]byte, 2*n)
 			continue
 		}
+		at += n
 		if flags&unix.MSG_CTRUNC != 0 {
 			return nil, errPassedDescriptors
 		}
-		m.Data = slices.Clone(buf[:n])
-		if n == 0 && typ != unix.SOCK_STREAM {
-			// An offset does not get past an empty message.
-			return append(queue, m), nil
+		if n > 0 {
+			empty = 0
+		} else if empty++; ended && typ == unix.SOCK_SEQPACKET && empty > 1 {
+			return queue, nil // the end of a connection looks like that too, for ever
 		}
+		m.Data = slices.Clone(buf[:n])
 		queue = append(queue, m)
 	}
 }

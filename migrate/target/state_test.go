@@ -311,9 +311,10 @@ deleted = os.open(dir + "/deleted", os.O_RDWR | os.O_CREAT); os.write(deleted, b
 again = os.open("/proc/self/fd/%d" % deleted, os.O_RDONLY); os.lseek(again, 10, 0)
 null, zero, random = [os.open("/dev/" + n, os.O_RDWR) for n in ("null", "zero", "urandom")]
 a, b = socket.socketpair(); a.send(b"queued"); a.shutdown(socket.SHUT_WR)
-c, e = socket.socketpair(type=socket.SOCK_DGRAM); c.send(b"datagram"); e.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100000)
+c, e = socket.socketpair(type=socket.SOCK_DGRAM); [c.send(m) for m in (b"datagram", b"", b"l" * 150000, b"", b"after empty ones")]; e.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100000)
 peeker, peeked = socket.socketpair(); peeked.send(b"to peek ab"); peeker.setsockopt(socket.SOL_SOCKET, 42, 8) # SO_PEEK_OFF
 for name, value in ((34, 1), (12, 5), (36, 77)): a.setsockopt(socket.SOL_SOCKET, name, value) # SO_PASSSEC, SO_PRIORITY, SO_MARK
+s1, s2 = socket.socketpair(type=socket.SOCK_SEQPACKET); [s1.send(m) for m in (b"", b"packet")]; s1.shutdown(socket.SHUT_WR)
 lone, dead = socket.socketpair(); dead.send(b"last words"); dead.close()
 fcntl.flock(append, fcntl.LOCK_SH)
 fcntl.lockf(deleted, fcntl.LOCK_EX, 10, 5)
@@ -424,7 +425,8 @@ def verify():
     check("peeking", peeker.getsockopt(socket.SOL_SOCKET, 42) == 8 and peeker.recv(9, socket.MSG_PEEK) == b"ab")
     check("events", os.eventfd_read(event) == 1 and os.eventfd_read(event) == 1)
     check("queue", b.recv(100) == b"queued" and b.recv(100) == b"")
-    check("datagram", e.recv(100) == b"datagram")
+    check("datagrams", [e.recv(200000) for i in range(5)] == [b"datagram", b"", b"l" * 150000, b"", b"after empty ones"])
+    check("packets of a socket", [s2.recv(100) for i in range(3)] == [b"", b"packet", b""])
     check("socket options", [a.getsockopt(socket.SOL_SOCKET, name) for name in (34, 12, 36)] == [1, 5, 77])
     check("owner", fcntl.fcntl(a, fcntl.F_GETOWN) == os.getpid() and fcntl.fcntl(a, 11) == signal.SIGUSR1 and fcntl.fcntl(a, fcntl.F_GETFL) & os.O_ASYNC)
     check("lone", lone.recv(100) == b"last words" and lone.recv(100) == b"")
