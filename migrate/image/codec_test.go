@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
+	"net/netip"
 	"reflect"
 	"testing"
 
@@ -100,7 +101,7 @@ func sampleLayout() *Layout {
 }
 
 // sameAs compares images; on the wire an empty list is the same as none.
-var sameAs = cmpopts.EquateEmpty()
+var sameAs = cmp.Options{cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.AddrPort{})}
 
 func TestSampleSurvives(t *testing.T) {
 	want := sample()
@@ -134,7 +135,14 @@ func TestSampleSurvives(t *testing.T) {
 func TestEveryFieldSurvives(t *testing.T) {
 	// Names are what their owner made them, not always UTF-8.
 	name := rapid.Map(rapid.SliceOfN(rapid.Byte(), 0, 4), func(b []byte) string { return string(b) })
-	image := rapid.MakeCustom[Image](rapid.MakeConfig{Types: map[reflect.Type]*rapid.Generator[any]{reflect.TypeFor[string](): name.AsAny()}})
+	address := rapid.Custom(func(t *rapid.T) netip.AddrPort {
+		size := rapid.SampledFrom([]int{0, 4, 16}).Draw(t, "bytes")
+		addr, _ := netip.AddrFromSlice(rapid.SliceOfN(rapid.Byte(), size, size).Draw(t, "address"))
+		return netip.AddrPortFrom(addr, rapid.Uint16().Draw(t, "port"))
+	})
+	image := rapid.MakeCustom[Image](rapid.MakeConfig{Types: map[reflect.Type]*rapid.Generator[any]{
+		reflect.TypeFor[string](): name.AsAny(), reflect.TypeFor[netip.AddrPort](): address.AsAny(),
+	}})
 	rapid.Check(t, func(t *rapid.T) {
 		want := image.Draw(t, "image")
 		data, err := encode(&want)

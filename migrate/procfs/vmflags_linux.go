@@ -119,6 +119,11 @@ func (r *FlagReader) kernelFlags(p Process) (map[uint64]kernelVMA, error) {
 	if err != nil {
 		return nil, fmt.Errorf("iterating over the mappings of %d: %w", p.PID, err)
 	}
+	return kernelVMAs(data), nil
+}
+
+// kernelVMAs are those that the program has written, by their start.
+func kernelVMAs(data []byte) map[uint64]kernelVMA {
 	vmas := make(map[uint64]kernelVMA, len(data)/kernelVMABytes)
 	for ; len(data) >= kernelVMABytes; data = data[kernelVMABytes:] {
 		vmas[binary.NativeEndian.Uint64(data)] = kernelVMA{
@@ -126,7 +131,7 @@ func (r *FlagReader) kernelFlags(p Process) (map[uint64]kernelVMA, error) {
 			flags: binary.NativeEndian.Uint64(data[16:]),
 		}
 	}
-	return vmas, nil
+	return vmas
 }
 
 // loadVMAIterator loads the program

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/procfs"
 )
 
 // holder is what every program of TestBlockers begins and ends with: it says
@@ -67,6 +68,33 @@ func outsideSocket(t *testing.T, c *exec.Cmd) {
 	c.ExtraFiles = append(c.ExtraFiles, theirs)
 }
 
+// ports skips a test where the kernel was built without I/O ports for programs.
+// Of no ports at all it says that this is invalid.
+func ports(t *testing.T, _ *exec.Cmd) {
+	if _, _, errno := unix.Syscall(unix.SYS_IOPERM, 0, 0, 0); errors.Is(errno, unix.ENOSYS) {
+		t.Skip("this kernel has no ioperm(2)")
+	}
+}
+
+// supervised installs a seccomp filter that lets everything pass but sysfs(2),
+// which nobody calls: of that it asks a supervisor.
+func supervised(flags int) string {
+	return fmt.Sprintf(`f = ctypes.create_string_buffer(struct.pack("HBBI" * 4, 0x20, 0, 0, 0, 0x15, 0, 1, 139, 6, 0, 0, 0x7fc00000, 6, 0, 0, 0x7fff0000)); must(libc.syscall(317, 1, %d, struct.pack("HxxxxxxQ", 4, ctypes.addressof(f))))`, flags)
+}
+
+// leftBehind forks a process that is nobody's child here and ends with the
+// program. What the program shares at this point, it has too.
+const leftBehind = `
+import select
+program = os.getpid()
+if os.fork() == 0:
+    if os.fork() == 0:
+        os.close(3)
+        select.select([os.pidfd_open(program)], [], [])
+    os._exit(0)
+os.wait()
+`
+
 func unshared(flags uintptr) func(*testing.T, *exec.Cmd) {
 	return func(_ *testing.T, c *exec.Cmd) { c.SysProcAttr.Unshareflags = flags }
 }
@@ -104,15 +132,23 @@ func TestBlockers(t *testing.T) {
 		{"lease", nil, `f = open(os.environ["DIR"] + "/f", "w"); r = open(f.name); f.close(); fcntl.fcntl(r, 1024, fcntl.F_RDLCK)`, []blocker{{migrate.CodeDescriptor, "lease"}}, ""},
 		{"timer of another", nil, `must(libc.syscall(222, (~os.getppid() << 3) | 2, None, ctypes.byref(ctypes.c_int())))`, []blocker{{migrate.CodeOutsideEnd, "processor time of process"}}, ""},
 		{"removed directory", nil, `d = os.environ["DIR"] + "/d"; os.mkdir(d); os.chdir(d); os.rmdir(d)`, []blocker{{migrate.CodeFileGone, "/d"}}, ""},
-		{"internet socket", nil, `s = socket.socket()`, []blocker{{migrate.CodeDescriptor, "an IPv4 socket"}}, ""},
+		{"UDP socket", nil, `s = socket.socket(type=socket.SOCK_DGRAM)`, []blocker{{migrate.CodeDescriptor, "an IPv4 socket"}}, ""},
+		{"connection", nil, `s = socket.create_server(("127.0.0.1", 0)); c = socket.create_connection(s.getsockname()); a, _ = s.accept()`, []blocker{{migrate.CodeDescriptor, "a TCP connection of 127.0.0.1:"}}, ""},
+		{"connection that has ended", nil, `s = socket.create_server(("127.0.0.1", 0)); c = socket.create_connection(s.getsockname()); a, _ = s.accept(); a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)); a.close(); s.close()`, []blocker{{migrate.CodeDescriptor, "whose connection has ended"}}, ""},
 		{"file of the kernel's", nil, `m = open("/proc/self/mem", "rb"); i = open("/proc/meminfo")`, []blocker{{migrate.CodeDescriptor, "/mem"}}, ""},
 		{"filtered socket pair", nil, `a, b = socket.socketpair(); f = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 100)); a.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxQ", 1, ctypes.addressof(f)))`, []blocker{{migrate.CodeDescriptor, "with a filter"}}, ""},
 		{"io_uring", nil, `must(libc.syscall(425, 4, ctypes.create_string_buffer(120)))`, []blocker{{migrate.CodeDescriptor, "io_uring"}}, ""},
 		{"userfaultfd", nil, `must(libc.syscall(323, 1))`, []blocker{{migrate.CodeDescriptor, "userfaultfd"}}, ""},
+		{"ports", ports, `must(libc.ioperm(0x80, 1, 1))`, []blocker{{migrate.CodeProcessState, "I/O ports"}}, ""},
+		{"supervised calls", nil, supervised(0), []blocker{{migrate.CodeProcessState, "SECCOMP_RET_USER_NOTIF"}}, ""},
+		{"supervisor of its own", nil, supervised(8), []blocker{{migrate.CodeProcessState, "SECCOMP_RET_USER_NOTIF"}, {migrate.CodeDescriptor, "seccomp notify"}}, ""},
+		{"common memory", nil, `must(libc.mmap(None, 4096, 3, 0x21, -1, 0))` + leftBehind, []blocker{{migrate.CodeOutsideEnd, "is also mapped by process"}}, ""},
+		{"common memfd", nil, `f = must(libc.memfd_create(b"m", 0)); os.ftruncate(f, 4096); must(libc.mmap(None, 4096, 3, 1, f, 0)); os.close(f)` + leftBehind, []blocker{{migrate.CodeOutsideEnd, "memory /memfd:m (deleted) at "}}, ""},
+		{"memfd from outside", nil, `f = must(libc.memfd_create(b"m", 0)); os.ftruncate(f, 4096)` + leftBehind, []blocker{{migrate.CodeOutsideEnd, "is also held by process"}}, ""},
 		{"deadline", nil, `must(libc.syscall(314, 0, struct.pack("IIQiIQQQ", 48, 6, 0, 0, 0, 10**6, 10**8, 10**8), 0))`, []blocker{{migrate.CodeProcessState, "SCHED_DEADLINE"}}, ""},
 		{"terminal", nil, `m, s = os.openpty(); fcntl.ioctl(s, 0x540E, 0)`, []blocker{{migrate.CodeProcessState, "controlling terminal"}, {migrate.CodeDescriptor, "descriptor "}}, ""},
 		{
-			"several", outsidePipe, `d = os.environ["DIR"] + "/d"; os.mkdir(d); os.chdir(d); os.rmdir(d); s = socket.socket()`,
+			"several", outsidePipe, `d = os.environ["DIR"] + "/d"; os.mkdir(d); os.chdir(d); os.rmdir(d); s = socket.socket(type=socket.SOCK_DGRAM)`,
 			[]blocker{{migrate.CodeOutsideEnd, "descriptor 4, "}, {migrate.CodeFileGone, "/d"}, {migrate.CodeDescriptor, "an IPv4 socket"}},
 			"",
 		},
@@ -146,6 +182,71 @@ func TestBlockers(t *testing.T) {
 				t.Errorf("no warning of %q", tt.warning)
 			}
 			if err := c.Process.Signal(unix.SIGUSR1); err != nil {
+				t.Fatal(err)
+			}
+			var exit *exec.ExitError
+			if err := c.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 42 {
+				t.Errorf("afterwards the process ends with %v", err)
+			}
+		})
+	}
+}
+
+// TestSharedWithParent has programs that clone(2) has left something in common
+// with their parents. It is descriptors in any case: the end of the pipe that
+// they are ready on is to be closed for both.
+func TestSharedWithParent(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		flags int
+		want  []string
+	}{
+		{"descriptors", 0, []string{"its descriptors"}},
+		{"directory", unix.CLONE_FS, []string{"its descriptors", "its working directory"}},
+		{"memory", unix.CLONE_VM, []string{"its descriptors", "its memory"}},
+		{"handlers", unix.CLONE_VM | unix.CLONE_SIGHAND, []string{"its descriptors", "its memory", "its signal handlers"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			// The child is in sigsuspend(2) on a stack of its own and runs nothing of
+			// Python's, which may be in the same memory. The signal has it exit.
+			c := startHolder(t, fmt.Sprintf(`
+libc.signal(signal.SIGUSR1, libc._exit)
+stack = libc.mmap(None, 1 << 16, 3, 0x22, -1, 0) + (1 << 16)
+none = ctypes.create_string_buffer(128)
+child = must(libc.clone(libc.sigsuspend, ctypes.c_void_p(stack), %d, none))
+os.write(3, b"ready")
+os.close(3)
+os._exit(42 if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == signal.SIGUSR1 else 1)
+`, tt.flags|unix.CLONE_FILES|int(unix.SIGCHLD)), nil)
+			children, err := procfs.Process{PID: c.Process.Pid}.Children()
+			if err != nil || len(children) != 1 {
+				t.Fatalf("it has the children %v, %v", children, err)
+			}
+			child := children[0]
+			t.Cleanup(func() {
+				if c.ProcessState == nil {
+					_ = unix.Kill(child, unix.SIGKILL)
+				}
+			})
+			in, err := newHost(t).Inspect(t.Context(), inspection(child))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, f := range in.Blockers {
+				rest, ok := strings.CutPrefix(f.Detail, fmt.Sprintf("process %d shares ", child))
+				rest, also := strings.CutSuffix(rest, fmt.Sprintf(" with its parent %d", c.Process.Pid))
+				if f.Code != migrate.CodeSharedKernel || f.Hint == "" || !ok || !also {
+					t.Errorf("also: %v", f)
+					continue
+				}
+				got = append(got, rest)
+			}
+			slices.Sort(got)
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("shared are %q, want %q", got, tt.want)
+			}
+			if err := unix.Kill(child, unix.SIGUSR1); err != nil {
 				t.Fatal(err)
 			}
 			var exit *exec.ExitError

@@ -111,3 +111,18 @@ func FuzzDecodeSignals(f *testing.F) {
 		}
 	})
 }
+
+func FuzzDecodeBarrier(f *testing.F) {
+	f.Add(EncodeBarrier(300))
+	f.Add(EncodeBarrier(1<<32 - 1))
+	f.Add([]byte{1, 2, 3})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		round, err := DecodeBarrier(data)
+		if (err == nil) != (len(data) == 4) {
+			t.Fatalf("%d bytes read as %d, %v", len(data), round, err)
+		}
+		if err == nil && !bytes.Equal(EncodeBarrier(round), data) {
+			t.Fatalf("%x reads as %d, which is %x", data, round, EncodeBarrier(round))
+		}
+	})
+}

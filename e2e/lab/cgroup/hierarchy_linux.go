@@ -3,6 +3,7 @@ package cgroup
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -44,6 +45,11 @@ func mountedAt() (string, error) {
 		return "", err
 	}
 	defer mounts.Close()
+	return cgroup2In(mounts)
+}
+
+// cgroup2In is where the first cgroup2 in a list of mounts is mounted, or "".
+func cgroup2In(mounts io.Reader) (string, error) {
 	lines := bufio.NewScanner(mounts)
 	for lines.Scan() {
 		if f := strings.Fields(lines.Text()); len(f) > 2 && f[2] == "cgroup2" {
