@@ -92,7 +92,7 @@ type Resumed struct {
 // A Target is the engine's half that takes processes in.
 type Target interface {
 	// Check compares an inventory with this host and changes nothing.
-	Check(inventory *image.Image, o migrate.Options) (blockers, warnings []migrate.Finding, err error)
+	Check(ctx context.Context, inventory *image.Image, o migrate.Options) (blockers, warnings []migrate.Finding, err error)
 	// Reserve makes the shell. With blockers or an error nothing is left behind.
 	Reserve(ctx context.Context, c TargetConfig) (shell Incoming, blockers, warnings []migrate.Finding, err error)
 	// Recover takes up the shell that an agent that died has left.

@@ -192,8 +192,8 @@ type targetEngine struct{ host *target.Host }
 
 var _ Target = targetEngine{}
 
-func (t targetEngine) Check(inventory *image.Image, o migrate.Options) (blockers, warnings []migrate.Finding, err error) {
-	return t.host.Check(inventory, o)
+func (t targetEngine) Check(ctx context.Context, inventory *image.Image, o migrate.Options) (blockers, warnings []migrate.Finding, err error) {
+	return t.host.Check(ctx, inventory, o)
 }
 
 func (t targetEngine) Reserve(ctx context.Context, c TargetConfig) (shell Incoming, blockers, warnings []migrate.Finding, err error) {

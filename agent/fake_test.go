@@ -320,7 +320,7 @@ func (o *fakeOutgoing) Dispose(ctx context.Context) error {
 // fakeTarget is the destination engine.
 type fakeTarget struct{ *machine }
 
-func (t fakeTarget) Check(*image.Image, migrate.Options) ([]migrate.Finding, []migrate.Finding, error) {
+func (t fakeTarget) Check(context.Context, *image.Image, migrate.Options) ([]migrate.Finding, []migrate.Finding, error) {
 	return t.blockers, nil, nil
 }
 

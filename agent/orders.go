@@ -202,7 +202,7 @@ func (o orders) Reserve(ctx context.Context, req *migratev1.ReserveRequest) (*mi
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	if req.GetCheckOnly() {
-		blockers, warnings, err := a.config.Target.Check(inventory, options)
+		blockers, warnings, err := a.config.Target.Check(ctx, inventory, options)
 		if err != nil {
 			return nil, status.Error(codes.Internal, err.Error())
 		}

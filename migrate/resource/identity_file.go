@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -32,16 +33,29 @@ func (d *TreeDump) identity(link, path string, st *unix.Stat_t, written, mapped 
 	if handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, link, unix.AT_SYMLINK_FOLLOW); err == nil {
 		id.Handle = handle.Bytes()
 	}
-	// Content decides only for files that are read, and only between hosts that
-	// do not see the same file; what was read once is remembered.
-	if d.Inspect && !written && st.Mode&unix.S_IFMT == unix.S_IFREG {
-		digest, err := d.digests.of(link, st)
-		if err != nil {
-			return nil, fmt.Errorf("reading %s: %w", link, err)
-		}
-		id.Digest = digest
-	}
 	return id, nil
+}
+
+// AddDigests sums up the files whose content decides whether the destination has
+// the same: those that are read, between hosts that do not see the same file. It
+// reads them, and is not to be called while the process stands still. What was
+// read once is remembered, what is another file by now is passed over.
+func (d *TreeDump) AddDigests(ctx context.Context, files []image.File) error {
+	for i := range files {
+		f := &files[i]
+		if f.Kind != image.FileRegular || f.Identity == nil || f.Identity.Written || len(f.Identity.Digest) > 0 {
+			continue
+		}
+		var st unix.Stat_t
+		if unix.Stat(f.Path, &st) != nil || st.Dev != f.Identity.Device || st.Ino != f.Identity.Inode {
+			continue
+		}
+		var err error
+		if f.Identity.Digest, err = d.digests.of(ctx, f.Path, &st); err != nil {
+			return fmt.Errorf("reading %s: %w", f.Path, err)
+		}
+	}
+	return nil
 }
 
 // parentOf is the inode of the directory that a path is in, or 0 if that is on
@@ -59,6 +73,9 @@ func parentOf(path string, device uint64) uint64 {
 // it was in. Programs make, replace and remove files all the time. Should the process
 // still have it open when it is frozen, it moves as a file without a name.
 func (c *Check) changedSince(f *image.File) bool {
+	if c.Frozen {
+		return false
+	}
 	id := f.Identity
 	var st unix.Stat_t
 	var fs unix.Statfs_t
@@ -92,7 +109,7 @@ type digestKey struct {
 const maxDigested = 1 << 30
 
 // of returns the SHA-256 of a file, or nothing for one that is too large.
-func (d *Digests) of(path string, st *unix.Stat_t) ([]byte, error) {
+func (d *Digests) of(ctx context.Context, path string, st *unix.Stat_t) ([]byte, error) {
 	if st.Size > maxDigested {
 		return nil, nil
 	}
@@ -109,8 +126,18 @@ func (d *Digests) of(path string, st *unix.Stat_t) ([]byte, error) {
 	}
 	defer file.Close()
 	hash := sha256.New()
-	if _, err := io.Copy(hash, file); err != nil {
-		return nil, err
+	// No further than it was long: some that seem empty never end (tracefs).
+	for rest := st.Size; rest > 0; {
+		n, err := io.CopyN(hash, file, min(rest, 1<<20))
+		rest -= n
+		switch {
+		case errors.Is(err, io.EOF):
+			rest = 0
+		case err != nil:
+			return nil, err
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		}
 	}
 	sum = hash.Sum(nil)
 	d.mu.Lock()
@@ -187,6 +214,6 @@ func (c *Check) ownIdentity(f *image.File) (*image.Identity, error) {
 		return id, nil
 	}
 	var err error
-	id.Digest, err = c.Digests.of(f.Path, &st)
+	id.Digest, err = c.Digests.of(c.Ctx, f.Path, &st)
 	return id, err
 }

@@ -129,11 +129,15 @@ func (d *ProcessDump) run() error {
 // A Check is the destination's look at an inventory.
 type Check struct {
 	*Findings
+	Ctx           context.Context
 	Host          image.Host // this one
 	Source        image.Host
 	AllowDegraded bool
 	Image         *image.Image
 	Digests       *Digests
+	// Frozen says that the process stands still: what is different here has not
+	// become so at the source, too, since it was looked at.
+	Frozen bool
 }
 
 // CheckImage reports everything that would not work at this host.
@@ -147,10 +151,14 @@ func (c *Check) CheckImage() {
 		}
 	}
 	for i := range c.Image.Files {
-		f := &c.Image.Files[i]
-		if k := fileKinds[f.Kind]; k.check != nil {
-			k.check(c, f)
-		}
+		c.CheckFile(&c.Image.Files[i])
+	}
+}
+
+// CheckFile reports what would not work about one open file, or one that is mapped.
+func (c *Check) CheckFile(f *image.File) {
+	if k := fileKinds[f.Kind]; k.check != nil {
+		k.check(c, f)
 	}
 }
 

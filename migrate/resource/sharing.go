@@ -12,12 +12,9 @@ import (
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/procfs"
-	"github.com/pagurus-project/pagurus/parasite"
 )
 
-// sharing tells who outside the tree holds what the tree holds. It is found
-// out at preflight, by a walk over the descriptors and mappings of all
-// processes of the host.
+// sharing tells who outside the tree holds what the tree holds.
 type sharing struct {
 	tree []int
 	fds  map[string][]holder // by what /proc/PID/fd/FD says
@@ -27,24 +24,29 @@ type sharing struct {
 // A holder is one descriptor of a process outside the tree.
 type holder struct{ pid, fd int }
 
-// newSharing looks at all processes but those of the tree. What is gone before
-// it is looked at holds nothing.
-func newSharing(tree []*parasite.Process) (*sharing, error) {
-	s := &sharing{fds: make(map[string][]holder), maps: make(map[string][]int)}
-	for _, p := range tree {
-		s.tree = append(s.tree, p.PID())
-	}
+// NoteHolders looks at the descriptors and mappings of all processes of the host
+// but those of the tree, which takes its time: it is to be called before the tree
+// is stopped, and after it was put where everything that it starts from then on
+// is seen. Memory that others map too is reported, and descriptors by the dump.
+func (d *TreeDump) NoteHolders(tree []int) error {
+	s := &sharing{tree: tree, fds: make(map[string][]holder), maps: make(map[string][]int)}
 	pids, err := procfs.All()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, pid := range pids {
 		if slices.Contains(s.tree, pid) || pid == os.Getpid() {
 			continue
 		}
-		s.look(procfs.Process{PID: pid})
+		s.look(procfs.Process{PID: pid}) // what is gone by then holds nothing
 	}
-	return s, nil
+	d.sharing = s
+	for _, pid := range tree {
+		if err := d.checkObjects(procfs.Process{PID: pid}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *sharing) look(p procfs.Process) {
@@ -118,9 +120,6 @@ func (s *sharing) sameDescription(o *openFile, h holder) (bool, error) {
 
 // checkObjects reports objects that a process outside the tree maps.
 func (d *TreeDump) checkObjects(p procfs.Process) error {
-	if d.sharing == nil {
-		return nil
-	}
 	vmas, err := p.Maps()
 	if err != nil {
 		return err

@@ -22,8 +22,8 @@ import (
 type TreeDump struct {
 	*Findings
 	AllowDegraded bool
-	// Inspect says that this is a preflight: who else holds what the tree holds
-	// is looked up too, which takes a walk over all processes of the host.
+	// Inspect says that this is a preflight: nothing is done to the process that
+	// could disturb it.
 	Inspect bool
 
 	host    image.Host
@@ -107,7 +107,7 @@ const (
 )
 
 // Layout reads how the address spaces of running processes look.
-func (d *TreeDump) Layout(round int, pids []int) (*image.Layout, error) {
+func (d *TreeDump) Layout(ctx context.Context, round int, pids []int) (*image.Layout, error) {
 	l := &image.Layout{Round: round}
 	for i, pid := range pids {
 		p := procfs.Process{PID: pid}
@@ -123,6 +123,9 @@ func (d *TreeDump) Layout(round int, pids []int) (*image.Layout, error) {
 			return nil, err
 		}
 		l.Processes = append(l.Processes, image.ProcessState{PID: pid, Space: processSpace + uint32(i), Mappings: mappings, Threads: leaderFirst(pid, threads)})
+	}
+	if err := d.AddDigests(ctx, d.mapped); err != nil {
+		return nil, err
 	}
 	l.Files, l.Objects = slices.Clone(d.mapped), slices.Clone(d.objects)
 	return l, nil
@@ -140,12 +143,6 @@ func leaderFirst(pid int, tids []int) []int {
 func (d *TreeDump) Dump(ctx context.Context, stopped []*parasite.Process) (*image.Image, error) {
 	d.image = &image.Image{Version: image.Version, Host: d.host}
 	d.pipes, d.sockets = make(map[uint64]image.Index), make(map[uint32]image.Index)
-	if d.Inspect {
-		var err error
-		if d.sharing, err = newSharing(stopped); err != nil {
-			return nil, err
-		}
-	}
 	for i, target := range stopped {
 		d.image.Processes = append(d.image.Processes, image.Process{PID: target.PID()})
 		p := &d.image.Processes[i]
@@ -166,11 +163,6 @@ func (d *TreeDump) Dump(ctx context.Context, stopped []*parasite.Process) (*imag
 		}
 	}
 	d.image.Files = slices.Clone(d.mapped)
-	for _, target := range stopped {
-		if err := d.checkObjects(procfs.Process{PID: target.PID()}); err != nil {
-			return nil, err
-		}
-	}
 	if err := d.readClocks(stopped[0].PID()); err != nil {
 		return nil, err
 	}

@@ -68,10 +68,13 @@ func (m *Migration) inspect(ctx context.Context) (*image.Image, error) {
 		return nil, err
 	}
 	// What is learned from the running process makes the stop shorter.
-	if _, err := m.dump.Layout(0, m.pids()); err != nil {
+	if _, err := m.dump.Layout(ctx, 0, m.pids()); err != nil {
 		return nil, err
 	}
 	if err := m.enclose(); err != nil {
+		return nil, err
+	}
+	if err := m.dump.NoteHolders(m.pids()); err != nil {
 		return nil, err
 	}
 	if err := m.dump.NoteIDs(ctx, m.pids()); err != nil {
@@ -92,7 +95,7 @@ func (m *Migration) inspect(ctx context.Context) (*image.Image, error) {
 		return nil, err
 	}
 	m.withoutScratch(inventory)
-	return inventory, nil
+	return inventory, m.dump.AddDigests(ctx, inventory.Files)
 }
 
 func distinct(findings []migrate.Finding) []migrate.Finding {

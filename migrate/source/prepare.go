@@ -34,6 +34,20 @@ func (m *Migration) enclose() error {
 	return m.checkTree()
 }
 
+// checkAgain looks for what preflight has looked for and what the process has done
+// since: what it started before it was enclosed, and what that holds of its.
+func (m *Migration) checkAgain() error {
+	for _, p := range m.processes {
+		if err := m.dump.CheckProcess(p.pid); err != nil {
+			return errors.Join(m.checkTree(), err)
+		}
+	}
+	if err := m.dump.NoteHolders(m.pids()); err != nil {
+		return errors.Join(m.checkTree(), err)
+	}
+	return m.blocked()
+}
+
 // A process that does not stand still within this time sleeps uninterruptibly
 // in the kernel.
 const standTimeout = 2 * time.Second

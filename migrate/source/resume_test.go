@@ -176,6 +176,28 @@ func TestProcessChanges(t *testing.T) {
 	}
 }
 
+// A child that is there when the migration begins, and was not at preflight, ends
+// it before anything is copied.
+func TestForkedSincePreflight(t *testing.T) {
+	h := newHost(t)
+	v := startVictim(t, "fork")
+	m := start(t, h, v.pid, migrate.Options{})
+	v.order("go")
+	v.awaitChange("fork")
+	err := m.Run(t.Context(), newReplica().connect(t), &recorder{})
+	blocked, ok := errors.AsType[*BlockedError](err)
+	if !ok || blocked.Blockers[0].Code != migrate.CodeChildren {
+		t.Errorf("run ends with %v", err)
+	}
+	if len(m.Measured().Rounds) > 0 {
+		t.Error("memory was copied")
+	}
+	if _, err := m.Resume(t.Context()); err != nil {
+		t.Error(err)
+	}
+	v.killChildren()
+}
+
 // awaitChange waits until the victim has done what its kind does.
 func (v *victim) awaitChange(kind string) {
 	p := procfs.Process{PID: v.pid}

@@ -97,6 +97,9 @@ func (m *Migration) run(ctx context.Context, heard *replies, events Events) erro
 	if err := m.enclose(); err != nil {
 		return err
 	}
+	if err := m.checkAgain(); err != nil {
+		return err
+	}
 	if err := m.track(ctx); err != nil {
 		return err
 	}
@@ -188,7 +191,7 @@ func (m *Migration) round(ctx context.Context, heard *replies, n uint32) error {
 // surveyRunning looks at the running tree. A tracker that cannot look at a
 // moving target has it stopped for that.
 func (m *Migration) surveyRunning(ctx context.Context, n uint32) (*survey, error) {
-	layout, err := m.dump.Layout(int(n), m.pids())
+	layout, err := m.dump.Layout(ctx, int(n), m.pids())
 	if err != nil {
 		return nil, errors.Join(m.checkTree(), err)
 	}

@@ -24,6 +24,9 @@ func (s *Shell) build(ctx context.Context, m *image.Image, verify *wire.Verify) 
 	if err := s.agrees(m); err != nil {
 		return err
 	}
+	if err := s.checkFiles(ctx, m.Files, true); err != nil {
+		return err
+	}
 	if verify != nil {
 		if err := s.verify(ctx, verify); err != nil {
 			return err

@@ -38,11 +38,8 @@ func New(ctx context.Context, groups string) (*Host, error) {
 }
 
 // Check compares what a tree needs with what this host has. It changes nothing.
-func (h *Host) Check(inventory *image.Image, o migrate.Options) (blockers, warnings []migrate.Finding, err error) {
-	c := resource.Check{
-		Findings: &resource.Findings{}, Host: h.machine, Source: inventory.Host,
-		AllowDegraded: o.AllowDegraded, Image: inventory, Digests: h.digests,
-	}
+func (h *Host) Check(ctx context.Context, inventory *image.Image, o migrate.Options) (blockers, warnings []migrate.Finding, err error) {
+	c := h.newCheck(ctx, inventory, o)
 	c.CheckImage()
 	for i := range inventory.Processes {
 		for _, t := range inventory.Processes[i].Threads {
@@ -52,6 +49,13 @@ func (h *Host) Check(inventory *image.Image, o migrate.Options) (blockers, warni
 		}
 	}
 	return c.Blockers, c.Warnings, nil
+}
+
+func (h *Host) newCheck(ctx context.Context, inventory *image.Image, o migrate.Options) *resource.Check {
+	return &resource.Check{
+		Findings: &resource.Findings{}, Ctx: ctx, Host: h.machine, Source: inventory.Host,
+		AllowDegraded: o.AllowDegraded, Image: inventory, Digests: h.digests,
+	}
 }
 
 // taken says who has the id of a thread of process pid.
@@ -92,14 +96,15 @@ func (h *Host) Reserve(ctx context.Context, c Config) (s *Shell, blockers, warni
 	if c.Migration == "" || filepath.Base(c.Migration) != c.Migration {
 		return nil, nil, nil, fmt.Errorf("%q cannot name a control group", c.Migration)
 	}
-	blockers, warnings, err = h.Check(c.Inventory, c.Options)
+	blockers, warnings, err = h.Check(ctx, c.Inventory, c.Options)
 	if err != nil || len(blockers) > 0 {
 		return nil, blockers, warnings, err
 	}
-	s = &Shell{config: c, plan: Plan{Migration: c.Migration, Group: filepath.Join(h.groups.Dir(), c.Migration)}}
+	s = &Shell{host: h, config: c, checked: make(map[checkedFile]bool), plan: Plan{Migration: c.Migration, Group: filepath.Join(h.groups.Dir(), c.Migration)}}
 	for i := range c.Inventory.Processes {
 		s.plan.PIDs = append(s.plan.PIDs, c.Inventory.Processes[i].PID)
 	}
+	s.noteChecked(c.Inventory.Files)
 	if err := s.save(); err != nil {
 		return nil, nil, warnings, err
 	}

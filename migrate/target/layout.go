@@ -18,6 +18,9 @@ func (s *Shell) applyLayout(ctx context.Context, l *image.Layout) error {
 	if len(l.Processes) != len(s.processes) {
 		return fmt.Errorf("the layout has %d processes, the shell has %d", len(l.Processes), len(s.processes))
 	}
+	if err := s.checkFiles(ctx, l.Files, false); err != nil {
+		return err
+	}
 	if err := s.growObjects(l.Objects); err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ import (
 
 // A Shell is an empty, stopped process tree that a process moves into.
 type Shell struct {
+	host   *Host // nil after Recover
 	config Config
 	plan   Plan
 	group  freezer.Group
@@ -32,6 +33,7 @@ type Shell struct {
 	memory    *memory
 	objects   []*os.File
 	known     []image.Object // of objects
+	checked   map[checkedFile]bool
 
 	conn    net.Conn
 	signals sync.WaitGroup // the goroutine that takes forwarded signals

@@ -51,8 +51,10 @@ func mountedAt() (string, error) {
 // cgroup2In is where the first cgroup2 in a list of mounts is mounted, or "".
 func cgroup2In(mounts io.Reader) (string, error) {
 	lines := bufio.NewScanner(mounts)
+	lines.Buffer(nil, 1<<20) // paths and options are longer than one thinks
 	for lines.Scan() {
-		if f := strings.Fields(lines.Text()); len(f) > 2 && f[2] == "cgroup2" {
+		// The kernel writes one blank between fields, and escapes those in them.
+		if f := strings.Split(lines.Text(), " "); len(f) > 2 && f[2] == "cgroup2" {
 			return unescape(f[1]), nil
 		}
 	}
