@@ -18,7 +18,7 @@ import (
 type sharing struct {
 	tree []int
 	fds  map[string][]holder // by what /proc/PID/fd/FD says
-	maps map[string][]int    // processes that map an inode in shared memory, by mapKey
+	held map[string]int      // a process that maps a file as shared memory or has a descriptor of it, by fileKey
 }
 
 // A holder is one descriptor of a process outside the tree.
@@ -29,16 +29,22 @@ type holder struct{ pid, fd int }
 // is stopped, and after it was put where everything that it starts from then on
 // is seen. Memory that others map too is reported, and descriptors by the dump.
 func (d *TreeDump) NoteHolders(tree []int) error {
-	s := &sharing{tree: tree, fds: make(map[string][]holder), maps: make(map[string][]int)}
+	s := &sharing{tree: tree, fds: make(map[string][]holder), held: make(map[string]int)}
 	pids, err := procfs.All()
 	if err != nil {
 		return err
 	}
 	for _, pid := range pids {
-		if slices.Contains(s.tree, pid) || pid == os.Getpid() {
+		if slices.Contains(s.tree, pid) {
 			continue
 		}
-		s.look(procfs.Process{PID: pid}) // what is gone by then holds nothing
+		// What is gone by then holds nothing, and what we hold is not for long.
+		if pid != os.Getpid() {
+			s.look(procfs.Process{PID: pid})
+		}
+		for _, member := range tree {
+			d.checkShared(member, pid)
+		}
 	}
 	d.sharing = s
 	for _, pid := range tree {
@@ -55,8 +61,14 @@ func (s *sharing) look(p procfs.Process) {
 		return
 	}
 	for _, fd := range fds {
-		if link, err := p.Link(fmt.Sprintf("fd/%d", fd)); err == nil {
-			s.fds[link] = append(s.fds[link], holder{p.PID, fd})
+		h := holder{p.PID, fd}
+		link, err := p.Link(fmt.Sprintf("fd/%d", fd))
+		if err != nil {
+			continue
+		}
+		s.fds[link] = append(s.fds[link], h)
+		if st, err := h.stat(); err == nil && strings.HasSuffix(link, " (deleted)") {
+			s.held[fileKey(unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)] = p.PID
 		}
 	}
 	vmas, err := p.Maps()
@@ -65,12 +77,25 @@ func (s *sharing) look(p procfs.Process) {
 	}
 	for i := range vmas {
 		if v := &vmas[i]; v.Shared && v.Inode != 0 {
-			s.maps[mapKey(v)] = append(s.maps[mapKey(v)], p.PID)
+			s.held[fileKey(v.Major, v.Minor, v.Inode)] = p.PID
 		}
 	}
 }
 
-func mapKey(v *procfs.VMA) string { return fmt.Sprintf("%x:%x:%d", v.Major, v.Minor, v.Inode) }
+func fileKey(major, minor uint32, inode uint64) string { return fmt.Sprintf("%x:%x:%d", major, minor, inode) }
+
+// checkShared reports what a process of the tree has in common with another one,
+// as clone(2) makes it: threads that are processes, in a way.
+func (d *TreeDump) checkShared(pid, other int) {
+	for _, k := range []struct {
+		kind int
+		name string
+	}{{kcmpVM, "its memory"}, {kcmpFiles, "its descriptors"}, {kcmpFS, "its working directory"}, {kcmpSighand, "its signal handlers"}} {
+		if order, err := kcmp(pid, other, k.kind, 0, 0); err == nil && order == 0 {
+			d.Block(migrate.CodeSharedKernel, "start it without sharing (clone(2))", "process %d shares %s with process %d", pid, k.name, other)
+		}
+	}
+}
 
 // check reports what of a description is in other hands. Files and devices
 // are shared with everybody by their path; what matters there is a common
@@ -99,12 +124,20 @@ func (s *sharing) check(findings *Findings, o *openFile, f *image.File) {
 		}
 		return // one is enough
 	}
+	if pid, ok := s.held[fileKey(unix.Major(o.st.Dev), unix.Minor(o.st.Dev), o.st.Ino)]; ok && f.Kind == image.FileObject {
+		findings.Block(migrate.CodeOutsideEnd, "end the other process first", "descriptor %d, %s, is of memory that process %d has, too", o.fd, o.link, pid)
+	}
+}
+
+// stat tells what a holder's descriptor is of.
+func (h holder) stat() (st unix.Stat_t, err error) {
+	err = unix.Stat(procfs.Process{PID: h.pid}.Path(fmt.Sprintf("fd/%d", h.fd)), &st)
+	return st, err
 }
 
 // holds reports whether a holder's descriptor is of a file.
 func (h holder) holds(file *unix.Stat_t) bool {
-	var st unix.Stat_t
-	err := unix.Stat(procfs.Process{PID: h.pid}.Path(fmt.Sprintf("fd/%d", h.fd)), &st)
+	st, err := h.stat()
 	return err == nil && idOf(&st) == idOf(file)
 }
 
@@ -130,9 +163,10 @@ func (d *TreeDump) checkObjects(p procfs.Process) error {
 		if !v.Shared || v.Inode == 0 || !strings.HasSuffix(v.Name, " (deleted)") {
 			continue
 		}
-		if pids := d.sharing.maps[mapKey(v)]; len(pids) > 0 && !reported[mapKey(v)] {
-			reported[mapKey(v)] = true
-			d.Block(migrate.CodeOutsideEnd, "end the other process first", "memory %s at %#x of process %d is also mapped by process %d", v.Name, v.Start, p.PID, pids[0])
+		key := fileKey(v.Major, v.Minor, v.Inode)
+		if pid, ok := d.sharing.held[key]; ok && !reported[key] {
+			reported[key] = true
+			d.Block(migrate.CodeOutsideEnd, "end the other process first", "memory %s at %#x of process %d is in the hands of process %d, too", v.Name, v.Start, p.PID, pid)
 		}
 	}
 	return nil

@@ -3,7 +3,6 @@ package resource
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"slices"
 	"time"
@@ -186,31 +185,6 @@ func (d *TreeDump) CheckProcess(pid int) error {
 	}
 	if len(children) > 0 {
 		d.Block(migrate.CodeChildren, "wait until they have ended: trees of processes cannot move yet", "process %d has child processes: %v", pid, children)
-	}
-	return d.checkShared(pid)
-}
-
-// checkShared looks for state that clone(2) made common with the parent: with
-// children there is a blocker anyway.
-func (d *TreeDump) checkShared(pid int) error {
-	stat, err := procfs.Process{PID: pid}.Stat()
-	if err != nil {
-		return err
-	}
-	if stat.PPID <= 0 {
-		return nil
-	}
-	for kind, name := range map[int]string{kcmpVM: "its memory", kcmpFiles: "its descriptors", kcmpFS: "its working directory", kcmpSighand: "its signal handlers"} {
-		order, err := kcmp(pid, stat.PPID, kind, 0, 0)
-		if errors.Is(err, unix.ESRCH) {
-			continue // the parent is gone
-		}
-		if err != nil {
-			return fmt.Errorf("comparing process %d with its parent: %w", pid, err)
-		}
-		if order == 0 {
-			d.Block(migrate.CodeSharedKernel, "start it without sharing (clone(2))", "process %d shares %s with its parent %d", pid, name, stat.PPID)
-		}
 	}
 	return nil
 }

@@ -95,6 +95,11 @@ if os.fork() == 0:
 os.wait()
 `
 
+// leftBehindWithout is leftBehind with a process that does something first.
+func leftBehindWithout(do string) string {
+	return strings.Replace(leftBehind, "os.close(3)", "os.close(3); "+do, 1)
+}
+
 func unshared(flags uintptr) func(*testing.T, *exec.Cmd) {
 	return func(_ *testing.T, c *exec.Cmd) { c.SysProcAttr.Unshareflags = flags }
 }
@@ -125,7 +130,7 @@ func TestBlockers(t *testing.T) {
 		{"mounts", unshared(syscall.CLONE_NEWNS), ``, []blocker{{migrate.CodeNamespace, " mnt namespace "}}, ""},
 		{"semaphores", unshared(syscall.CLONE_NEWIPC), ``, []blocker{{migrate.CodeNamespace, " ipc namespace "}}, ""},
 		{"host name", unshared(syscall.CLONE_NEWUTS), ``, []blocker{{migrate.CodeNamespace, " uts namespace "}}, ""},
-		{"shared directory", func(_ *testing.T, c *exec.Cmd) { c.SysProcAttr.Cloneflags = syscall.CLONE_FS }, ``, []blocker{{migrate.CodeSharedKernel, "with its parent"}}, ""},
+		{"shared directory", func(_ *testing.T, c *exec.Cmd) { c.SysProcAttr.Cloneflags = syscall.CLONE_FS }, ``, []blocker{{migrate.CodeSharedKernel, "shares its working directory with process"}}, ""},
 		{"hugetlbfs", nil, `must(libc.mmap(None, 2 << 20, 3, 0x40000 | 0x4000 | 0x22, -1, 0))`, []blocker{{migrate.CodeMapping, "hugetlbfs"}}, ""},
 		{"SysV memory", nil, `i = must(libc.shmget(0, 4096, 0o600)); must(libc.shmat(i, None, 0)); must(libc.shmctl(i, 0, None))`, []blocker{{migrate.CodeMapping, "SYSV"}}, ""},
 		{"replaced file", nil, `f = open(os.environ["DIR"] + "/f", "w"); g = f.name + "2"; os.link(f.name, g); open(g + "3", "w").close(); os.replace(g + "3", f.name)`, []blocker{{migrate.CodeFileGone, "/f"}}, ""},
@@ -142,7 +147,9 @@ func TestBlockers(t *testing.T) {
 		{"ports", ports, `must(libc.ioperm(0x80, 1, 1))`, []blocker{{migrate.CodeProcessState, "I/O ports"}}, ""},
 		{"supervised calls", nil, supervised(0), []blocker{{migrate.CodeProcessState, "SECCOMP_RET_USER_NOTIF"}}, ""},
 		{"supervisor of its own", nil, supervised(8), []blocker{{migrate.CodeProcessState, "SECCOMP_RET_USER_NOTIF"}, {migrate.CodeDescriptor, "seccomp notify"}}, ""},
-		{"common memory", nil, `must(libc.mmap(None, 4096, 3, 0x21, -1, 0))` + leftBehind, []blocker{{migrate.CodeOutsideEnd, "is also mapped by process"}}, ""},
+		{"common memory", nil, `must(libc.mmap(None, 4096, 3, 0x21, -1, 0))` + leftBehind, []blocker{{migrate.CodeOutsideEnd, "is in the hands of process"}}, ""},
+		{"memory, a descriptor outside", nil, `f = must(libc.memfd_create(b"m", 0)); os.ftruncate(f, 4096); m = must(libc.mmap(None, 4096, 3, 1, f, 0))` + leftBehindWithout("libc.munmap(ctypes.c_void_p(m), 4096)") + `os.close(f)`, []blocker{{migrate.CodeOutsideEnd, "is in the hands of process"}}, ""},
+		{"descriptor, memory outside", nil, `f = must(libc.memfd_create(b"m", 0)); os.ftruncate(f, 4096); m = must(libc.mmap(None, 4096, 3, 1, f, 0))` + leftBehindWithout("os.close(f)") + `must(libc.munmap(ctypes.c_void_p(m), 4096))`, []blocker{{migrate.CodeOutsideEnd, "is of memory that process"}}, ""},
 		{"common memfd", nil, `f = must(libc.memfd_create(b"m", 0)); os.ftruncate(f, 4096); must(libc.mmap(None, 4096, 3, 1, f, 0)); os.close(f)` + leftBehind, []blocker{{migrate.CodeOutsideEnd, "memory /memfd:m (deleted) at "}}, ""},
 		{"memfd from outside", nil, `f = must(libc.memfd_create(b"m", 0)); os.ftruncate(f, 4096)` + leftBehind, []blocker{{migrate.CodeOutsideEnd, "is also held by process"}}, ""},
 		{"deadline", nil, `must(libc.syscall(314, 0, struct.pack("IIQiIQQQ", 48, 6, 0, 0, 0, 10**6, 10**8, 10**8), 0))`, []blocker{{migrate.CodeProcessState, "SCHED_DEADLINE"}}, ""},
@@ -195,7 +202,7 @@ func TestBlockers(t *testing.T) {
 // TestSharedWithParent has programs that clone(2) has left something in common
 // with their parents. It is descriptors in any case: the end of the pipe that
 // they are ready on is to be closed for both.
-func TestSharedWithParent(t *testing.T) {
+func TestShared(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		flags int
@@ -235,7 +242,7 @@ os._exit(42 if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == signal.SIGU
 			var got []string
 			for _, f := range in.Blockers {
 				rest, ok := strings.CutPrefix(f.Detail, fmt.Sprintf("process %d shares ", child))
-				rest, also := strings.CutSuffix(rest, fmt.Sprintf(" with its parent %d", c.Process.Pid))
+				rest, also := strings.CutSuffix(rest, fmt.Sprintf(" with process %d", c.Process.Pid))
 				if f.Code != migrate.CodeSharedKernel || f.Hint == "" || !ok || !also {
 					t.Errorf("also: %v", f)
 					continue
