@@ -140,8 +140,12 @@ func (g Group) Processes() ([]int, error) {
 }
 
 // Freeze freezes the group and returns when all of it stands still. If that
-// does not come to pass it is thawed again.
+// does not come to pass it is thawed again, unless it was frozen before.
 func (g Group) Freeze(ctx context.Context) error {
+	before, err := g.Frozen()
+	if err != nil {
+		return err
+	}
 	events, err := os.Open(g.path("cgroup.events"))
 	if err != nil {
 		return err
@@ -151,7 +155,10 @@ func (g Group) Freeze(ctx context.Context) error {
 		return err
 	}
 	if err := g.await(ctx, events, "frozen 1"); err != nil {
-		return fmt.Errorf("freezing control group %s: %w", g.dir, errors.Join(err, g.Thaw()))
+		if !before {
+			err = errors.Join(err, g.Thaw())
+		}
+		return fmt.Errorf("freezing control group %s: %w", g.dir, err)
 	}
 	return nil
 }

@@ -82,7 +82,9 @@ func (s *sharing) look(p procfs.Process) {
 	}
 }
 
-func fileKey(major, minor uint32, inode uint64) string { return fmt.Sprintf("%x:%x:%d", major, minor, inode) }
+func fileKey(major, minor uint32, inode uint64) string {
+	return fmt.Sprintf("%x:%x:%d", major, minor, inode)
+}
 
 // checkShared reports what a process of the tree has in common with another one,
 // as clone(2) makes it: threads that are processes, in a way.

@@ -88,6 +88,7 @@ type Migration struct {
 	promised bool
 	over     bool // resumed or disposed of
 	resumed  Resumed
+	caught   time.Time // of one that was recovered: when its processes were first stopped
 
 	gauges gauges
 }

@@ -18,7 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/freezer"
 	"github.com/pagurus-project/pagurus/migrate/procfs"
+	"github.com/pagurus-project/pagurus/parasite"
 )
 
 // agentOrders makes the started test binary an agent: a file with its orders.
@@ -281,4 +283,79 @@ func TestDisposeRecovered(t *testing.T) {
 	if resumed, err := gone.Resume(t.Context()); err != nil || !resumed.KilledAtSource {
 		t.Errorf("%+v, %v", resumed, err)
 	}
+}
+
+// What could not be undone is undone by the next try: the process runs, the group
+// stays until then.
+func TestResumedInTwoTries(t *testing.T) {
+	h := newHost(t)
+	v := startVictim(t, "churn")
+	was := look(t, h, v.pid)
+	m := start(t, h, v.pid, migrate.Options{})
+	if err := m.Run(t.Context(), newReplica().connect(t), &recorder{}); err != nil {
+		t.Fatal(err)
+	}
+	origin := m.processes[0].origin
+	m.processes[0].origin = freezer.At(t.TempDir())
+	first, err := m.Resume(t.Context())
+	if err == nil || first.Downtime <= 0 || first.KilledAtSource {
+		t.Fatalf("without a way back: %+v, %v", first, err)
+	}
+	if frozen, err := m.group.Frozen(); err != nil || frozen {
+		t.Errorf("frozen: %v, %v", frozen, err)
+	}
+	m.processes[0].origin = origin
+	if again, err := m.Resume(t.Context()); err != nil || again.Downtime != first.Downtime || again.KilledAtSource {
+		t.Errorf("%+v, %v instead of %+v", again, err, first)
+	}
+	if _, err := os.Stat(m.group.Dir()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("group is left over: %v", err)
+	}
+	was.untouched(t, h, v.pid)
+	v.finish()
+}
+
+// A process that an agent has left frozen, and that the next one cannot stop at
+// first, stays frozen until it can be mended.
+func TestMendedLater(t *testing.T) {
+	h := newHost(t)
+	v := startVictim(t, "churn")
+	was := look(t, h, v.pid)
+	lost := start(t, h, v.pid, migrate.Options{})
+	if err := lost.Run(t.Context(), newReplica().connect(t), &recorder{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range lost.processes { // as its death would
+		if err := errors.Join(p.release(), p.close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, err := h.Recover(t.Context(), lost.plan, func(Plan) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	debugger := parasite.NewTracer()
+	traced, err := debugger.Seize(v.pid)
+	if err == nil {
+		err = traced.StopThread(t.Context(), v.pid)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := m.Resume(t.Context()); err == nil {
+			t.Fatal("resumed under a debugger")
+		}
+		if frozen, err := m.group.Frozen(); err != nil || !frozen {
+			t.Fatalf("frozen: %v, %v", frozen, err)
+		}
+	}
+	if err := errors.Join(traced.Detach(), debugger.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if resumed, err := m.Resume(t.Context()); err != nil || resumed.KilledAtSource || resumed.Lost != "" {
+		t.Errorf("%+v, %v", resumed, err)
+	}
+	was.untouched(t, h, v.pid)
+	v.finish()
 }

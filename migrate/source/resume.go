@@ -47,8 +47,9 @@ type Resumed struct {
 
 // Resume undoes everything, in whatever state the migration is, and lets the
 // process go on as before; it also closes the connection to the destination.
-// Called again it returns the same. What could not be undone is in the error,
-// and the process runs all the same if it possibly can.
+// Called again it returns the same, and after an error it goes on with what is
+// left to undo. If the process itself cannot be mended, it stands still for a
+// while in the hope of another try, and then runs all the same.
 func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -65,14 +66,14 @@ func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 	}
 	defer closing.Wait()
 	frozenAt := m.plan.FrozenAt
-	var errs []error
 	start := time.Now()
-	if m.recovered {
-		errs = append(errs, m.catch(ctx))
+	if err := m.catch(ctx); err != nil {
+		return m.resumed, fmt.Errorf("resuming the process: %w", err)
 	}
-	if m.grouped {
-		errs = append(errs, m.thaw())
+	if err := m.thaw(); err != nil {
+		return m.resumed, fmt.Errorf("resuming the process: %w", err)
 	}
+	var errs []error
 	taken, lockErr := m.retakeLocks(ctx)
 	// The plan must not say any more what would harm the process once it runs.
 	m.plan = m.plan.settled()
@@ -108,6 +109,9 @@ func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 
 // thaw thaws the group, if it still exists.
 func (m *Migration) thaw() error {
+	if !m.grouped {
+		return nil
+	}
 	if frozen, err := m.group.Frozen(); err != nil || !frozen {
 		return err
 	}
@@ -167,28 +171,38 @@ func lost(taken []error) string {
 	return "file locks lost: " + strings.ReplaceAll(errors.Join(taken...).Error(), "\n", "; ")
 }
 
-// leave ends the tracking, moves the tree back to where it was and lets go of
-// everything.
+// leave moves the tree back to where it was, ends the tracking and lets go of
+// everything. After an error it may be called again.
 func (m *Migration) leave(ctx context.Context) error {
+	if m.grouped {
+		if err := m.leaveGroup(ctx); err != nil {
+			return err
+		}
+		m.grouped = false
+	}
+	// What is only ours goes away whatever it says.
 	m.over = true
 	var errs []error
-	for _, p := range m.processes {
-		if !m.grouped || p.exited() {
-			continue
-		}
-		if err := p.origin.Add(p.pid); !errors.Is(err, unix.ESRCH) {
-			errs = append(errs, err)
-		}
-	}
-	if m.grouped {
-		errs = append(errs, m.emptyGroup(), m.group.Remove(ctx))
-	}
 	for _, p := range m.processes {
 		errs = append(errs, p.close())
 	}
 	if m.dump != nil {
 		errs = append(errs, m.dump.Close())
 	}
+	return errors.Join(errs...)
+}
+
+func (m *Migration) leaveGroup(ctx context.Context) error {
+	var errs []error
+	for _, p := range m.processes {
+		if p.exited() {
+			continue
+		}
+		if err := p.origin.Add(p.pid); !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, err)
+		}
+	}
+	errs = append(errs, m.emptyGroup(), m.group.Remove(ctx))
 	return errors.Join(errs...)
 }
 
@@ -242,26 +256,57 @@ func (m *Migration) closeAll() error {
 	return errors.Join(errs...)
 }
 
+// mendFor is how long a process stands still that cannot be mended: most of all
+// while one of its threads sleeps uninterruptibly in the kernel.
+const mendFor = time.Minute
+
 // catch stops a tree that another agent has left somewhere in the middle, and
 // mends what it has left in it. A tree that is thawed and in which nothing is
-// to be mended runs already: it is left alone.
+// to be mended runs already: it is left alone. After an error the tree is as it
+// was.
 func (m *Migration) catch(ctx context.Context) error {
+	if !m.recovered || !m.grouped || len(m.processes) == 0 {
+		return nil
+	}
 	frozen, err := m.group.Frozen()
-	if err != nil || len(m.processes) == 0 || !frozen && !m.plan.mends() {
+	if err != nil || !frozen && !m.plan.mends() {
 		return err
 	}
 	members, err := m.group.Processes()
 	if err != nil || len(members) == 0 {
 		return err // it was never moved into the group
 	}
+	if m.caught.IsZero() {
+		m.caught = time.Now()
+	}
+	if err = m.mend(ctx); err == nil {
+		return nil
+	}
+	if frozen {
+		err = errors.Join(err, m.group.Freeze(ctx))
+	}
+	for _, p := range m.processes {
+		err = errors.Join(err, p.release())
+	}
+	if time.Since(m.caught) < mendFor {
+		return err
+	}
+	m.resumed.Lost = "it could not be mended: " + err.Error()
+	return nil
+}
+
+// mend stops the tree and takes what is ours out of it.
+func (m *Migration) mend(ctx context.Context) error {
 	if err := m.stopOutside(ctx); err != nil {
 		return err
 	}
 	for _, p := range m.processes {
 		if m.plan.Injecting {
-			err = p.closeUserfaultfds(ctx)
+			if err := p.closeUserfaultfds(ctx); err != nil {
+				return err
+			}
 		}
-		if err := errors.Join(err, p.unmapScratch(ctx)); err != nil {
+		if err := p.unmapScratch(ctx); err != nil {
 			return err
 		}
 	}
