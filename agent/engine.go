@@ -104,8 +104,11 @@ type TargetConfig struct {
 	Migration string
 	Epoch     uint64
 	Inventory *image.Image
-	Options   migrate.Options
-	Save      func(plan json.RawMessage) error // as in SourceConfig
+	// InventoryRead is when its clocks were read at the source, by this host's
+	// monotonic clock, but for the time on the way.
+	InventoryRead time.Time
+	Options       migrate.Options
+	Save          func(plan json.RawMessage) error // as in SourceConfig
 }
 
 // An Incoming is a shell. One goroutine at a time calls it.

@@ -198,7 +198,7 @@ func (t targetEngine) Check(ctx context.Context, inventory *image.Image, o migra
 
 func (t targetEngine) Reserve(ctx context.Context, c TargetConfig) (shell Incoming, blockers, warnings []migrate.Finding, err error) {
 	s, blockers, warnings, err := t.host.Reserve(ctx, target.Config{
-		Migration: c.Migration, Inventory: c.Inventory, Options: c.Options, Save: saver[target.Plan](c.Save),
+		Migration: c.Migration, Inventory: c.Inventory, InventoryRead: c.InventoryRead, Options: c.Options, Save: saver[target.Plan](c.Save),
 	})
 	if err != nil || s == nil {
 		return nil, blockers, warnings, err

@@ -185,6 +185,7 @@ func (o orders) Inspect(ctx context.Context, req *migratev1.InspectRequest) (*mi
 		if resp.Inventory, err = look.Inventory.Encode(); err != nil {
 			return nil, status.Error(codes.Internal, err.Error())
 		}
+		resp.InventoryAgeNs = max(time.Now().UnixNano()-look.Inventory.Clocks.Realtime, 0)
 	}
 	return resp, nil
 }
@@ -192,6 +193,7 @@ func (o orders) Inspect(ctx context.Context, req *migratev1.InspectRequest) (*mi
 // Reserve makes a shell, or only looks whether it could.
 func (o orders) Reserve(ctx context.Context, req *migratev1.ReserveRequest) (*migratev1.ReserveResponse, error) {
 	a := o.agent
+	read := time.Now().Add(-time.Duration(max(req.GetInventoryAgeNs(), 0)))
 	a.coordinators.preferCaller(ctx)
 	options, err := optionsOf(req.GetOptions())
 	if err != nil {
@@ -221,7 +223,7 @@ func (o orders) Reserve(ctx context.Context, req *migratev1.ReserveRequest) (*mi
 	})
 	s.token = req.GetToken()
 	config := TargetConfig{
-		Migration: ref.GetMigration(), Epoch: ref.GetEpoch(), Inventory: inventory, Options: options, Save: s.save,
+		Migration: ref.GetMigration(), Epoch: ref.GetEpoch(), Inventory: inventory, InventoryRead: read, Options: options, Save: s.save,
 	}
 	s, err = a.admit(ctx, s, (&incoming{session: s, config: config}).begin, func(old *session) bool {
 		return old.is().Epoch == ref.GetEpoch() && subtle.ConstantTimeCompare(old.token, req.GetToken()) == 1

@@ -83,9 +83,9 @@ func (s *Scheduler) look(ctx context.Context, l look) (found, error) {
 	if l.from == l.to {
 		f.block(migrate.CodeSameHost, "name another host", "process %d is on %s already", l.pid, l.to)
 	}
-	inventory := s.lookAtSource(limited, l, &f)
+	inv := s.lookAtSource(limited, l, &f)
 	if l.to != "" && l.from != l.to {
-		s.lookAtTarget(limited, l, inventory, &f)
+		s.lookAtTarget(limited, l, inv, &f)
 	}
 	return f, ctx.Err()
 }
@@ -94,7 +94,13 @@ func (f *found) block(code migrate.Code, hint, format string, args ...any) {
 	f.blockers = append(f.blockers, migrate.Findingf(code, hint, format, args...))
 }
 
-func (s *Scheduler) lookAtSource(ctx context.Context, l look, f *found) (inventory []byte) {
+// An inventory is what one agent has said and the other is to be told.
+type inventory struct {
+	encoded []byte    // nil: there is none
+	read    time.Time // when its clocks were, but for the time on the way
+}
+
+func (s *Scheduler) lookAtSource(ctx context.Context, l look, f *found) (inv inventory) {
 	err := s.reach(ctx, l.from, func(ctx context.Context, agent migratev1.AgentClient) error {
 		resp, err := agent.Inspect(ctx, &migratev1.InspectRequest{Ref: l.ref, Pid: int32(l.pid), Options: optionsToProto(l.options)})
 		if err != nil {
@@ -103,7 +109,7 @@ func (s *Scheduler) lookAtSource(ctx context.Context, l look, f *found) (invento
 		f.tree = Processes(resp.GetTree(), l.from)
 		f.blockers = append(f.blockers, findings(resp.GetBlockers())...)
 		f.warnings = append(f.warnings, findings(resp.GetWarnings())...)
-		inventory = resp.GetInventory()
+		inv = inventory{resp.GetInventory(), time.Now().Add(-time.Duration(resp.GetInventoryAgeNs()))}
 		return nil
 	})
 	switch {
@@ -114,13 +120,13 @@ func (s *Scheduler) lookAtSource(ctx context.Context, l look, f *found) (invento
 		f.block(migrate.CodeProcessState, "see the agent's log on "+l.from,
 			"%s could not look at process %d: %s", l.from, l.pid, message(err))
 	}
-	return inventory
+	return inv
 }
 
 // lookAtTarget asks for a reservation if nothing stands in the way so far, and
 // otherwise for what else would.
-func (s *Scheduler) lookAtTarget(ctx context.Context, l look, inventory []byte, f *found) {
-	if inventory == nil {
+func (s *Scheduler) lookAtTarget(ctx context.Context, l look, inv inventory, f *found) {
+	if inv.encoded == nil {
 		// Nothing to compare it with; whether it is there can be told.
 		if err := s.reach(ctx, l.to, func(ctx context.Context, agent migratev1.AgentClient) error {
 			_, err := agent.Describe(ctx, &migratev1.DescribeRequest{})
@@ -135,8 +141,8 @@ func (s *Scheduler) lookAtTarget(ctx context.Context, l look, inventory []byte, 
 		// Until it is known that it was not made.
 		f.reserved = !checkOnly
 		resp, err := agent.Reserve(ctx, &migratev1.ReserveRequest{
-			Ref: l.ref, SourceHost: l.from, Inventory: inventory, Options: optionsToProto(l.options),
-			Token: l.token, CheckOnly: checkOnly,
+			Ref: l.ref, SourceHost: l.from, Inventory: inv.encoded, Options: optionsToProto(l.options),
+			Token: l.token, CheckOnly: checkOnly, InventoryAgeNs: time.Since(inv.read).Nanoseconds(),
 		})
 		if err != nil {
 			return err

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +17,7 @@ import (
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/parasite"
+	"github.com/pagurus-project/pagurus/tcprepair"
 )
 
 // TestCheckHost compares machines that differ in one thing.
@@ -172,7 +175,7 @@ func TestCheckFiles(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := &Check{
-				Findings: &Findings{}, Source: image.Host{BootID: "there"}, Host: image.Host{BootID: "here"},
+				Findings: &Findings{}, Ctx: t.Context(), Source: image.Host{BootID: "there"}, Host: image.Host{BootID: "here"},
 				Image: &image.Image{}, Digests: NewDigests(),
 			}
 			if tt.id.Parent != 0 { // both see the directory
@@ -191,6 +194,28 @@ func onlyBlocker(t *testing.T, all []migrate.Finding, code migrate.Code, text st
 	case len(all) != 1 || all[0].Code != code || !strings.Contains(all[0].Detail, text) || all[0].Hint == "":
 		t.Errorf("blockers %v instead of %q with %q and a hint", all, code, text)
 	}
+}
+
+// A listener finds its address and port free at the destination, or is told what
+// is in its way.
+func TestCheckTCP(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := netip.MustParseAddrPort(listener.Addr().String())
+	check := func(local netip.AddrPort, code migrate.Code, text string) {
+		t.Helper()
+		c := &Check{Findings: &Findings{}, Ctx: t.Context(), Image: &image.Image{}}
+		c.CheckFile(&image.File{Kind: image.FileTCP, TCP: &tcprepair.Socket{State: tcprepair.Listen, Local: local, Backlog: 5}})
+		onlyBlocker(t, c.Blockers, code, text)
+	}
+	check(address, migrate.CodeAddressTaken, address.String())
+	check(netip.MustParseAddrPort("192.0.2.1:80"), migrate.CodeAddressMissing, "192.0.2.1:80")
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	check(address, "", "")
 }
 
 // TestCheckCode has a thread that would run 32-bit code if it went on. It does

@@ -122,7 +122,7 @@ func (s *Shell) awaitClocks(ctx context.Context, pid int, then image.Clocks) err
 		return nil
 	}
 	if lag > maxClockLag {
-		return fmt.Errorf("the clocks of process %d would go back by %v: are both hosts' real-time clocks right?", pid, lag)
+		return fmt.Errorf("the clocks of process %d would go back by %v", pid, lag)
 	}
 	select {
 	case <-ctx.Done():

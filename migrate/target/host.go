@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -75,7 +76,10 @@ func taken(tid, pid int) string {
 type Config struct {
 	Migration string // names the control group; no path separators
 	Inventory *image.Image
-	Options   migrate.Options
+	// InventoryRead is when its clocks were read at the source, by this host's
+	// monotonic clock, but for the time that it was on its way.
+	InventoryRead time.Time
+	Options       migrate.Options
 	// Save keeps the plan by which a later Recover finds what is left.
 	Save func(Plan) error
 }

@@ -123,7 +123,7 @@ func serveDestination() error {
 						}
 					}
 				})
-				shell, a.Blockers, _, err = host.Reserve(ctx, target.Config{Migration: "test", Inventory: inventory, Options: o.Options, Save: save})
+				shell, a.Blockers, _, err = host.Reserve(ctx, target.Config{Migration: "test", Inventory: inventory, InventoryRead: time.Unix(0, inventory.Clocks.Realtime), Options: o.Options, Save: save})
 				close(stop)
 				sweeping.Wait()
 			}

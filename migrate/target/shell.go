@@ -87,7 +87,7 @@ func (s *Shell) makeProcess(ctx context.Context, from *image.Process) (*process,
 	if err != nil {
 		return nil, err
 	}
-	if err := setClocks(ctx, first, s.config.Inventory.Clocks); err != nil {
+	if err := setClocks(ctx, first, s.clocks()); err != nil {
 		return nil, errors.Join(err, first.Kill())
 	}
 	shell, err := first.CloneProcess(ctx, parasite.CloneArgs{TID: from.PID, ExitSignal: unix.SIGCHLD})
@@ -100,21 +100,26 @@ func (s *Shell) makeProcess(ctx context.Context, from *image.Process) (*process,
 	return &process{Process: shell, space: from.Memory.Space}, nil
 }
 
+// clocks are what the source's should be by now. How long the inventory was on
+// its way only the hosts' real-time clocks could tell, which may disagree by any
+// time: they are believed within what a network takes. What is too little, is
+// waited for when the state arrives (awaitClocks).
+func (s *Shell) clocks() image.Clocks {
+	const longestWay = 250 * time.Millisecond
+	c := s.config.Inventory.Clocks
+	known := time.Since(s.config.InventoryRead)
+	elapsed := min(max(time.Duration(time.Now().UnixNano()-c.Realtime), known), known+longestWay)
+	c.Monotonic += int64(elapsed)
+	c.Boottime += int64(elapsed)
+	return c
+}
+
 // setClocks makes the children of a process live in a time namespace that goes
 // on from the given clocks (time_namespaces(7)).
 func setClocks(ctx context.Context, p *parasite.Process, then image.Clocks) error {
 	if _, err := p.Thread(p.PID()).Syscall(ctx, unix.SYS_UNSHARE, unix.CLONE_NEWTIME); err != nil {
 		return fmt.Errorf("making a time namespace: %w", err)
 	}
-	// The inventory took its time to get here. How much, only the real-time
-	// clocks can tell; hosts whose clocks disagree are corrected when the state
-	// arrives (awaitClocks).
-	elapsed := time.Now().UnixNano() - then.Realtime
-	if elapsed < 0 || elapsed > int64(time.Minute) {
-		elapsed = 0
-	}
-	then.Monotonic += elapsed
-	then.Boottime += elapsed
 	offsets, err := resource.OffsetsFor(then)
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -57,8 +58,12 @@ func (a *Agent) Inspect(_ context.Context, req *migratev1.InspectRequest) (*migr
 	}
 	return &migratev1.InspectResponse{
 		Tree: tree(req.GetPid()), Blockers: blockers(a.InspectBlockers), Inventory: fmt.Append(nil, req.GetPid()),
+		InventoryAgeNs: int64(inventoryAge),
 	}, nil
 }
+
+// inventoryAge is how old an inventory is when it is given out.
+const inventoryAge = 2 * time.Second
 
 // Reserve makes a shell.
 func (a *Agent) Reserve(_ context.Context, req *migratev1.ReserveRequest) (*migratev1.ReserveResponse, error) {
@@ -70,6 +75,9 @@ func (a *Agent) Reserve(_ context.Context, req *migratev1.ReserveRequest) (*migr
 	}
 	if len(a.ReserveBlockers) > 0 || req.GetCheckOnly() {
 		return &migratev1.ReserveResponse{Blockers: blockers(a.ReserveBlockers)}, nil
+	}
+	if age := time.Duration(req.GetInventoryAgeNs()); age < inventoryAge || age > inventoryAge+time.Minute {
+		return nil, status.Errorf(codes.InvalidArgument, "an inventory that is %v old", age)
 	}
 	if len(req.GetToken()) != 32 {
 		return nil, status.Error(codes.InvalidArgument, "token")

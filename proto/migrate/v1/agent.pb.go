@@ -747,9 +747,11 @@ type InspectResponse struct {
 	Warnings []*Finding             `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	// What the destination must offer: image.Inventory in CBOR. The coordinator
 	// passes it on unread. Empty when there are blockers that make it unknown.
-	Inventory     []byte `protobuf:"bytes,4,opt,name=inventory,proto3" json:"inventory,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Inventory []byte `protobuf:"bytes,4,opt,name=inventory,proto3" json:"inventory,omitempty"`
+	// How long before this answer its clocks were read, in nanoseconds.
+	InventoryAgeNs int64 `protobuf:"varint,5,opt,name=inventory_age_ns,json=inventoryAgeNs,proto3" json:"inventory_age_ns,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *InspectResponse) Reset() {
@@ -810,6 +812,13 @@ func (x *InspectResponse) GetInventory() []byte {
 	return nil
 }
 
+func (x *InspectResponse) GetInventoryAgeNs() int64 {
+	if x != nil {
+		return x.InventoryAgeNs
+	}
+	return 0
+}
+
 type ReserveRequest struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Ref        *Ref                   `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -817,10 +826,13 @@ type ReserveRequest struct {
 	Inventory  []byte                 `protobuf:"bytes,3,opt,name=inventory,proto3" json:"inventory,omitempty"`
 	Options    *Options               `protobuf:"bytes,4,opt,name=options,proto3" json:"options,omitempty"`
 	// Which the source will present on the page connection.
-	Token         []byte `protobuf:"bytes,5,opt,name=token,proto3" json:"token,omitempty"`
-	CheckOnly     bool   `protobuf:"varint,6,opt,name=check_only,json=checkOnly,proto3" json:"check_only,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Token     []byte `protobuf:"bytes,5,opt,name=token,proto3" json:"token,omitempty"`
+	CheckOnly bool   `protobuf:"varint,6,opt,name=check_only,json=checkOnly,proto3" json:"check_only,omitempty"`
+	// How long ago the inventory's clocks were read, in nanoseconds, but for the
+	// time on the way.
+	InventoryAgeNs int64 `protobuf:"varint,7,opt,name=inventory_age_ns,json=inventoryAgeNs,proto3" json:"inventory_age_ns,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ReserveRequest) Reset() {
@@ -893,6 +905,13 @@ func (x *ReserveRequest) GetCheckOnly() bool {
 		return x.CheckOnly
 	}
 	return false
+}
+
+func (x *ReserveRequest) GetInventoryAgeNs() int64 {
+	if x != nil {
+		return x.InventoryAgeNs
+	}
+	return 0
 }
 
 type ReserveResponse struct {
@@ -2421,12 +2440,13 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"\x0eInspectRequest\x12)\n" +
 	"\x03ref\x18\x01 \x01(\v2\x17.pagurus.migrate.v1.RefR\x03ref\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x125\n" +
-	"\aoptions\x18\x03 \x01(\v2\x1b.pagurus.migrate.v1.OptionsR\aoptions\"\xd2\x01\n" +
+	"\aoptions\x18\x03 \x01(\v2\x1b.pagurus.migrate.v1.OptionsR\aoptions\"\xfc\x01\n" +
 	"\x0fInspectResponse\x12/\n" +
 	"\x04tree\x18\x01 \x03(\v2\x1b.pagurus.migrate.v1.ProcessR\x04tree\x127\n" +
 	"\bblockers\x18\x02 \x03(\v2\x1b.pagurus.migrate.v1.FindingR\bblockers\x127\n" +
 	"\bwarnings\x18\x03 \x03(\v2\x1b.pagurus.migrate.v1.FindingR\bwarnings\x12\x1c\n" +
-	"\tinventory\x18\x04 \x01(\fR\tinventory\"\xe6\x01\n" +
+	"\tinventory\x18\x04 \x01(\fR\tinventory\x12(\n" +
+	"\x10inventory_age_ns\x18\x05 \x01(\x03R\x0einventoryAgeNs\"\x90\x02\n" +
 	"\x0eReserveRequest\x12)\n" +
 	"\x03ref\x18\x01 \x01(\v2\x17.pagurus.migrate.v1.RefR\x03ref\x12\x1f\n" +
 	"\vsource_host\x18\x02 \x01(\tR\n" +
@@ -2435,7 +2455,8 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"\aoptions\x18\x04 \x01(\v2\x1b.pagurus.migrate.v1.OptionsR\aoptions\x12\x14\n" +
 	"\x05token\x18\x05 \x01(\fR\x05token\x12\x1d\n" +
 	"\n" +
-	"check_only\x18\x06 \x01(\bR\tcheckOnly\"\xa6\x01\n" +
+	"check_only\x18\x06 \x01(\bR\tcheckOnly\x12(\n" +
+	"\x10inventory_age_ns\x18\a \x01(\x03R\x0einventoryAgeNs\"\xa6\x01\n" +
 	"\x0fReserveResponse\x127\n" +
 	"\bblockers\x18\x01 \x03(\v2\x1b.pagurus.migrate.v1.FindingR\bblockers\x127\n" +
 	"\bwarnings\x18\x02 \x03(\v2\x1b.pagurus.migrate.v1.FindingR\bwarnings\x12!\n" +
