@@ -48,6 +48,34 @@ func (m *Migration) freeze(ctx context.Context, heard *replies, events Events, n
 		return errors.Join(m.checkTree(), err)
 	}
 	m.frozen = time.Now()
+	ctx, cancel := m.withinDowntime(ctx)
+	defer cancel()
+	err = m.standStill(ctx, heard, events, n)
+	if cause := context.Cause(ctx); errors.Is(cause, ErrDowntime) {
+		return cause // whatever came of it
+	}
+	return err
+}
+
+// decisionTakes is about what comes after the freeze until the process runs: the
+// promise, the decision in the log, the order to resume.
+const decisionTakes = 10 * time.Millisecond
+
+// withinDowntime ends a strict migration's context when the process has stood still
+// for so long that it cannot run again in the time that is allowed. It has not been
+// promised yet by then.
+func (m *Migration) withinDowntime(ctx context.Context) (context.Context, context.CancelFunc) {
+	if !m.config.Options.Strict {
+		return ctx, func() {}
+	}
+	allowed := m.config.Options.MaxDowntime
+	stands := max(allowed-decisionTakes, allowed/2)
+	return context.WithDeadlineCause(ctx, m.frozen.Add(stands), fmt.Errorf(
+		"%w: it has stood still for %v, has to be decided on yet, and %v are allowed", ErrDowntime, stands, allowed))
+}
+
+// standStill is the freeze from the first thread stopped on.
+func (m *Migration) standStill(ctx context.Context, heard *replies, events Events, n uint32) error {
 	if err := m.stop(ctx); err != nil {
 		return errors.Join(m.checkTree(), err)
 	}

@@ -176,6 +176,28 @@ func TestProcessChanges(t *testing.T) {
 	}
 }
 
+// A strict migration is given up in the freeze, too, when the destination is not
+// ready in time.
+func TestStrictInTheFreeze(t *testing.T) {
+	h := newHost(t)
+	v := startVictim(t, "idle")
+	was := look(t, h, v.pid)
+	m := start(t, h, v.pid, migrate.Options{MaxDowntime: 400 * time.Millisecond, Strict: true})
+	r, events := newReplica(), &recorder{}
+	r.silent = true
+	if err := m.Run(t.Context(), r.connect(t), events); !errors.Is(err, ErrDowntime) {
+		t.Errorf("run ends with %v", err)
+	}
+	if events.frozen != 1 || len(events.promised) > 0 {
+		t.Errorf("%d times frozen, %d promises", events.frozen, len(events.promised))
+	}
+	if resumed, err := m.Resume(t.Context()); err != nil || resumed.Downtime <= 0 || resumed.KilledAtSource {
+		t.Errorf("%+v, %v", resumed, err)
+	}
+	was.untouched(t, h, v.pid)
+	v.finish()
+}
+
 // A child that is there when the migration begins, and was not at preflight, ends
 // it before anything is copied.
 func TestForkedSincePreflight(t *testing.T) {

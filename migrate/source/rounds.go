@@ -15,7 +15,7 @@ import (
 	"github.com/pagurus-project/pagurus/pageserver"
 )
 
-// ErrDowntime says that a strict migration was given up before the freeze.
+// ErrDowntime says that a strict migration was given up, before the freeze or in it.
 var ErrDowntime = errors.New("the downtime cannot be kept")
 
 const (
