@@ -75,6 +75,8 @@ func outcomeToProto(o migrate.Outcome) migratev1.Outcome {
 		return migratev1.Outcome_OUTCOME_NEVER_RAN
 	case migrate.OutcomeKilled:
 		return migratev1.Outcome_OUTCOME_KILLED_AT_SOURCE
+	case migrate.OutcomeEnded:
+		return migratev1.Outcome_OUTCOME_ENDED
 	case migrate.OutcomeUnknown:
 		return migratev1.Outcome_OUTCOME_UNKNOWN
 	}

@@ -84,6 +84,7 @@ type SourceEvents interface {
 // Resumed is how a source ended that did not lose its process.
 type Resumed struct {
 	KilledAtSource bool          // somebody killed the copy while it was frozen
+	Ended          bool          // it had ended by then
 	Lost           string        // what the process does not have any more, for people
 	Downtime       time.Duration // from the first thread stopped to the last one resumed; zero if it was never frozen
 	PhasesMS       map[string]float64

@@ -159,7 +159,7 @@ func TestSourceGivesUp(t *testing.T) {
 			m.reserve()
 			m.start()
 			got := m.awaitEnded(m.a)
-			if got.GetReason() != at+" fails" || got.GetRehearsed() || got.GetKilledAtSource() || (got.GetLost() == "its lock") != (got.GetMeasured().GetDowntimeMs() > 0) {
+			if got.GetReason() != at+" fails" || got.GetRehearsed() || got.GetOutcome() != migratev1.Outcome_OUTCOME_RESUMED || (got.GetLost() == "its lock") != (got.GetMeasured().GetDowntimeMs() > 0) {
 				t.Errorf("ended with %v", got)
 			}
 			m.a.must(map[int]string{pid: "running"})

@@ -203,8 +203,11 @@ func (o *outgoing) resume(why func(*entry)) {
 	}
 	o.finish(func(e *entry) {
 		e.Outcome, e.Lost = migrate.OutcomeResumed, resumed.Lost
-		if resumed.KilledAtSource {
+		switch {
+		case resumed.KilledAtSource:
 			e.Outcome = migrate.OutcomeKilled
+		case resumed.Ended:
+			e.Outcome = migrate.OutcomeEnded
 		}
 		if o.migration != nil && !o.recovered {
 			e.Measured = o.migration.Measured()

@@ -65,7 +65,7 @@ func ended(e *entry) *migratev1.ReportRequest {
 	}
 	maps.Copy(m.PhasesMS, e.PhasesMS)
 	return &migratev1.ReportRequest{Event: &migratev1.ReportRequest_Ended{Ended: &migratev1.Ended{
-		Rehearsed: e.Rehearsed, Reason: e.Reason, Blockers: findingsToProto(e.Blockers), KilledAtSource: e.Outcome == migrate.OutcomeKilled,
+		Rehearsed: e.Rehearsed, Reason: e.Reason, Blockers: findingsToProto(e.Blockers), Outcome: outcomeToProto(e.Outcome),
 		Lost:     e.Lost,
 		Measured: measuredToProto(m),
 	}}}

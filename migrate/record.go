@@ -78,7 +78,8 @@ const (
 	OutcomeUntouched Outcome = "untouched" // nothing was ever ordered there
 	OutcomeUnknown   Outcome = "unknown"   // its agent knows nothing of it: nothing is left there
 	OutcomeResumed   Outcome = "resumed"   // source: it runs as before
-	OutcomeKilled    Outcome = "killed"    // source: the process has ended, or was killed while frozen
+	OutcomeKilled    Outcome = "killed"    // source: the process was killed while frozen
+	OutcomeEnded     Outcome = "ended"     // source: the process has ended while it ran
 	OutcomeDisposed  Outcome = "disposed"  // source: the frozen copy was ended
 	OutcomeRunning   Outcome = "running"   // destination: it runs
 	OutcomeReleased  Outcome = "released"  // destination: the shell was removed
@@ -115,7 +116,7 @@ func (r Record) Holds(host string, pid int) bool {
 func (r Record) Report() Report {
 	report := Report{
 		ID: r.ID, PID: r.PID, Command: r.Command, From: r.From, To: r.To,
-		State: r.State, Settled: r.Settled(), Reason: r.Reason, Ended: r.Source == OutcomeKilled,
+		State: r.State, Settled: r.Settled(), Reason: r.Reason, Ended: r.Source == OutcomeKilled || r.Source == OutcomeEnded,
 		Blockers:   orEmpty(r.Blockers),
 		Warnings:   orEmpty(r.Warnings),
 		Rounds:     orEmpty(r.Measured.Rounds),

@@ -125,7 +125,7 @@ func (e Decided) abort(r Record) Record {
 	r.Blockers = joined(r.Blockers, e.Blockers)
 	r.Measured = r.Measured.with(e.Measured)
 	r.Ended = e.At
-	if r.Source == OutcomeOpen && (e.Source == OutcomeResumed || e.Source == OutcomeKilled) {
+	if r.Source == OutcomeOpen && (e.Source == OutcomeResumed || e.Source == OutcomeKilled || e.Source == OutcomeEnded) {
 		r = r.settleSource(e.Source, e.Lost)
 	}
 	return r
@@ -194,7 +194,7 @@ func (e SourceSettled) apply(r Record) (Record, error) {
 		return r, outOfPlace(r, e)
 	}
 	switch e.Outcome {
-	case OutcomeResumed, OutcomeKilled, OutcomeUnknown:
+	case OutcomeResumed, OutcomeKilled, OutcomeEnded, OutcomeUnknown:
 	default:
 		return r, fmt.Errorf("%w: source %s in %s", ErrOutOfPlace, e.Outcome, r.State)
 	}

@@ -17,13 +17,12 @@ type Attempt struct {
 	Waiting string
 }
 
-// Ended is the source's word that it gave up before it promised anything, and
-// that the process runs there.
+// Ended is the source's word that it gave up before it promised anything.
 type Ended struct {
 	Rehearsed bool // it reached PREPARED, as a rehearsal should
 	Reason    string
 	Blockers  []Finding
-	Killed    bool // the copy was killed while it stood still
+	Outcome   Outcome // of the source: OutcomeResumed, OutcomeKilled or OutcomeEnded
 	Lost      string
 }
 
@@ -34,10 +33,7 @@ func (a Attempt) Proposal(r Record) (Decided, bool) {
 		d := a.Abort(a.Ended.Reason)
 		d.Blockers = a.Ended.Blockers
 		d.Rehearsed = a.Ended.Rehearsed
-		d.Source, d.Lost = OutcomeResumed, a.Ended.Lost
-		if a.Ended.Killed {
-			d.Source = OutcomeKilled
-		}
+		d.Source, d.Lost = a.Ended.Outcome, a.Ended.Lost
 		return d, true
 	case a.Gone != "":
 		return a.Abort(a.Gone), true

@@ -376,7 +376,7 @@ func checkStep(t *rapid.T, e Event, before, after Record) {
 
 func anyEvent(t *rapid.T) Event {
 	outcome := rapid.SampledFrom([]Outcome{
-		OutcomeOpen, OutcomeUntouched, OutcomeUnknown, OutcomeResumed, OutcomeKilled, OutcomeDisposed,
+		OutcomeOpen, OutcomeUntouched, OutcomeUnknown, OutcomeResumed, OutcomeKilled, OutcomeEnded, OutcomeDisposed,
 		OutcomeRunning, OutcomeReleased, OutcomeNeverRan, OutcomeFenced, "nonsense",
 	}).Draw(t, "outcome")
 	epoch := func(name string) uint64 { return rapid.Uint64Range(0, 2).Draw(t, name) }

@@ -180,7 +180,7 @@ func orDash(o Outcome) Outcome {
 
 // Whoever reads a report learns whether there is still a process.
 func TestReportEnded(t *testing.T) {
-	for outcome, want := range map[Outcome]bool{OutcomeKilled: true, OutcomeResumed: false, OutcomeUntouched: false, OutcomeDisposed: false} {
+	for outcome, want := range map[Outcome]bool{OutcomeKilled: true, OutcomeEnded: true, OutcomeResumed: false, OutcomeUntouched: false, OutcomeDisposed: false} {
 		if got := (Record{State: StateAborted, Source: outcome}).Report().Ended; got != want {
 			t.Errorf("%s: %v", outcome, got)
 		}

@@ -128,17 +128,20 @@ func (w *worker) abort(ctx context.Context, r migrate.Record, effects []migrate.
 
 func sourceSettled(resp *migratev1.DecideResponse) (migrate.Event, error) {
 	event := migrate.SourceSettled{DowntimeMS: Finite(resp.GetDowntimeMs()), PhasesMS: phases(resp.GetPhasesMs()), Lost: clip(resp.GetLost()), At: now()}
-	switch resp.GetOutcome() {
-	case migratev1.Outcome_OUTCOME_RESUMED:
-		event.Outcome = migrate.OutcomeResumed
-	case migratev1.Outcome_OUTCOME_KILLED_AT_SOURCE:
-		event.Outcome = migrate.OutcomeKilled
-	case migratev1.Outcome_OUTCOME_UNKNOWN:
-		event.Outcome = migrate.OutcomeUnknown
-	default:
+	var ok bool
+	if event.Outcome, ok = sourceOutcomes[resp.GetOutcome()]; !ok {
 		return nil, fmt.Errorf("%w of the source to ABORT: %s", errAnswer, resp.GetOutcome())
 	}
 	return event, nil
+}
+
+// sourceOutcomes are how a migration can end at a source without a promise or
+// with an ABORT.
+var sourceOutcomes = map[migratev1.Outcome]migrate.Outcome{
+	migratev1.Outcome_OUTCOME_RESUMED:          migrate.OutcomeResumed,
+	migratev1.Outcome_OUTCOME_KILLED_AT_SOURCE: migrate.OutcomeKilled,
+	migratev1.Outcome_OUTCOME_ENDED:            migrate.OutcomeEnded,
+	migratev1.Outcome_OUTCOME_UNKNOWN:          migrate.OutcomeUnknown,
 }
 
 func targetSettled(resp *migratev1.DecideResponse) (migrate.Event, error) {

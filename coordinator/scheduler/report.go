@@ -75,7 +75,7 @@ func (w *worker) tell(r migrate.Record, side migrate.Side, req *migratev1.Report
 			a.Measured = measured(e.Ended.GetMeasured())
 			a.Ended = &migrate.Ended{
 				Rehearsed: e.Ended.GetRehearsed(), Reason: clip(e.Ended.GetReason()),
-				Blockers: findings(e.Ended.GetBlockers()), Killed: e.Ended.GetKilledAtSource(), Lost: clip(e.Ended.GetLost()),
+				Blockers: findings(e.Ended.GetBlockers()), Outcome: sourceOutcomes[e.Ended.GetOutcome()], Lost: clip(e.Ended.GetLost()),
 			}
 		} else {
 			a.Gone = "lost at " + r.To + ": " + clip(e.Ended.GetReason())

@@ -34,7 +34,9 @@ const (
 // Resumed is how the process goes on at the source.
 type Resumed struct {
 	// KilledAtSource says that it does not: somebody killed it while it was frozen.
+	// Ended says that it had ended by then.
 	KilledAtSource bool
+	Ended          bool
 	// Lost is what the process does not have any more, for people; empty if it
 	// is as before. File locks are free while it stands still, and another
 	// process may take one.
@@ -92,7 +94,10 @@ func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 		}
 	} else if m.still || m.recovered && frozenAt != 0 {
 		m.resumed.KilledAtSource = true
+	} else if !m.resumed.KilledAtSource { // by what another try knew
+		m.resumed.Ended = true
 	}
+	m.still = false
 	if frozenAt != 0 {
 		var err error
 		m.resumed.Downtime, err = m.stood(frozenAt)

@@ -165,7 +165,7 @@ func TestProcessChanges(t *testing.T) {
 			if err := m.Run(t.Context(), r.connect(t), events); !errors.Is(err, ErrProcess) {
 				t.Errorf("run ends with %v", err)
 			}
-			if resumed, err := m.Resume(t.Context()); err != nil || resumed.KilledAtSource {
+			if resumed, err := m.Resume(t.Context()); err != nil || resumed.KilledAtSource || resumed.Ended != (kind == "exit") {
 				t.Errorf("resumed: %+v, %v", resumed, err)
 			}
 			if _, err := os.Stat(m.group.Dir()); !errors.Is(err, os.ErrNotExist) {

@@ -260,7 +260,7 @@ func (a *Agent) end(ctx context.Context, h *half, reason string, rehearsed bool)
 	o := a.settle(h, migratev1.Outcome_OUTCOME_RESUMED)
 	event := ended(reason, rehearsed)
 	event.GetEnded().Lost = a.Lost
-	event.GetEnded().KilledAtSource = o == migratev1.Outcome_OUTCOME_KILLED_AT_SOURCE
+	event.GetEnded().Outcome = o
 	a.repeat(ctx, h, event)
 }
 

@@ -91,6 +91,8 @@ const (
 	// This agent knows nothing of the migration, so nothing of it is left here;
 	// as an answer to COMMIT it attests nothing.
 	Outcome_OUTCOME_UNKNOWN Outcome = 6
+	// The process at the source has ended by itself, while it ran (answer to ABORT).
+	Outcome_OUTCOME_ENDED Outcome = 7
 )
 
 // Enum value maps for Outcome.
@@ -103,6 +105,7 @@ var (
 		4: "OUTCOME_NEVER_RAN",
 		5: "OUTCOME_KILLED_AT_SOURCE",
 		6: "OUTCOME_UNKNOWN",
+		7: "OUTCOME_ENDED",
 	}
 	Outcome_value = map[string]int32{
 		"OUTCOME_UNSPECIFIED":      0,
@@ -112,6 +115,7 @@ var (
 		"OUTCOME_NEVER_RAN":        4,
 		"OUTCOME_KILLED_AT_SOURCE": 5,
 		"OUTCOME_UNKNOWN":          6,
+		"OUTCOME_ENDED":            7,
 	}
 )
 
@@ -1741,17 +1745,18 @@ func (x *Promised) GetWireBytes() uint64 {
 	return 0
 }
 
-// The source ended the migration by itself before it promised anything, and
-// the process runs there: by failure, or as a rehearsal that reached PREPARED.
+// The source ended the migration by itself before it promised anything: by
+// failure, or as a rehearsal that reached PREPARED.
 type Ended struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Rehearsed      bool                   `protobuf:"varint,1,opt,name=rehearsed,proto3" json:"rehearsed,omitempty"`
-	Reason         string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	Blockers       []*Finding             `protobuf:"bytes,3,rep,name=blockers,proto3" json:"blockers,omitempty"`
-	KilledAtSource bool                   `protobuf:"varint,4,opt,name=killed_at_source,json=killedAtSource,proto3" json:"killed_at_source,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Rehearsed bool                   `protobuf:"varint,1,opt,name=rehearsed,proto3" json:"rehearsed,omitempty"`
+	Reason    string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Blockers  []*Finding             `protobuf:"bytes,3,rep,name=blockers,proto3" json:"blockers,omitempty"`
 	// As in Promised; downtime_ms covers stop to resume here.
-	Measured      *Promised `protobuf:"bytes,5,opt,name=measured,proto3" json:"measured,omitempty"`
-	Lost          string    `protobuf:"bytes,6,opt,name=lost,proto3" json:"lost,omitempty"` // as in DecideResponse
+	Measured *Promised `protobuf:"bytes,5,opt,name=measured,proto3" json:"measured,omitempty"`
+	Lost     string    `protobuf:"bytes,6,opt,name=lost,proto3" json:"lost,omitempty"` // as in DecideResponse
+	// As in an answer to ABORT: RESUMED, KILLED_AT_SOURCE or ENDED.
+	Outcome       Outcome `protobuf:"varint,7,opt,name=outcome,proto3,enum=pagurus.migrate.v1.Outcome" json:"outcome,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1807,13 +1812,6 @@ func (x *Ended) GetBlockers() []*Finding {
 	return nil
 }
 
-func (x *Ended) GetKilledAtSource() bool {
-	if x != nil {
-		return x.KilledAtSource
-	}
-	return false
-}
-
 func (x *Ended) GetMeasured() *Promised {
 	if x != nil {
 		return x.Measured
@@ -1826,6 +1824,13 @@ func (x *Ended) GetLost() string {
 		return x.Lost
 	}
 	return ""
+}
+
+func (x *Ended) GetOutcome() Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return Outcome_OUTCOME_UNSPECIFIED
 }
 
 type ReportRequest struct {
@@ -2525,14 +2530,14 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"wire_bytes\x18\x05 \x01(\x04R\twireBytes\x1a;\n" +
 	"\rPhasesMsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\xee\x01\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\x81\x02\n" +
 	"\x05Ended\x12\x1c\n" +
 	"\trehearsed\x18\x01 \x01(\bR\trehearsed\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x127\n" +
-	"\bblockers\x18\x03 \x03(\v2\x1b.pagurus.migrate.v1.FindingR\bblockers\x12(\n" +
-	"\x10killed_at_source\x18\x04 \x01(\bR\x0ekilledAtSource\x128\n" +
+	"\bblockers\x18\x03 \x03(\v2\x1b.pagurus.migrate.v1.FindingR\bblockers\x128\n" +
 	"\bmeasured\x18\x05 \x01(\v2\x1c.pagurus.migrate.v1.PromisedR\bmeasured\x12\x12\n" +
-	"\x04lost\x18\x06 \x01(\tR\x04lost\"\xf4\x02\n" +
+	"\x04lost\x18\x06 \x01(\tR\x04lost\x125\n" +
+	"\aoutcome\x18\a \x01(\x0e2\x1b.pagurus.migrate.v1.OutcomeR\aoutcomeJ\x04\b\x04\x10\x05\"\xf4\x02\n" +
 	"\rReportRequest\x12)\n" +
 	"\x03ref\x18\x01 \x01(\v2\x17.pagurus.migrate.v1.RefR\x03ref\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12:\n" +
@@ -2568,7 +2573,7 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"\bDecision\x12\x18\n" +
 	"\x14DECISION_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fDECISION_COMMIT\x10\x01\x12\x12\n" +
-	"\x0eDECISION_ABORT\x10\x02*\xac\x01\n" +
+	"\x0eDECISION_ABORT\x10\x02*\xbf\x01\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fOUTCOME_RUNNING\x10\x01\x12\x13\n" +
@@ -2576,7 +2581,8 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"\x10OUTCOME_RELEASED\x10\x03\x12\x15\n" +
 	"\x11OUTCOME_NEVER_RAN\x10\x04\x12\x1c\n" +
 	"\x18OUTCOME_KILLED_AT_SOURCE\x10\x05\x12\x13\n" +
-	"\x0fOUTCOME_UNKNOWN\x10\x062\xf6\x06\n" +
+	"\x0fOUTCOME_UNKNOWN\x10\x06\x12\x11\n" +
+	"\rOUTCOME_ENDED\x10\a2\xf6\x06\n" +
 	"\x05Agent\x12U\n" +
 	"\bDescribe\x12#.pagurus.migrate.v1.DescribeRequest\x1a$.pagurus.migrate.v1.DescribeResponse\x12d\n" +
 	"\rListProcesses\x12(.pagurus.migrate.v1.ListProcessesRequest\x1a).pagurus.migrate.v1.ListProcessesResponse\x12R\n" +
@@ -2673,45 +2679,46 @@ var file_migrate_v1_agent_proto_depIdxs = []int32{
 	38, // 21: pagurus.migrate.v1.Promised.phases_ms:type_name -> pagurus.migrate.v1.Promised.PhasesMsEntry
 	3,  // 22: pagurus.migrate.v1.Ended.blockers:type_name -> pagurus.migrate.v1.Finding
 	26, // 23: pagurus.migrate.v1.Ended.measured:type_name -> pagurus.migrate.v1.Promised
-	2,  // 24: pagurus.migrate.v1.ReportRequest.ref:type_name -> pagurus.migrate.v1.Ref
-	23, // 25: pagurus.migrate.v1.ReportRequest.progress:type_name -> pagurus.migrate.v1.Progress
-	24, // 26: pagurus.migrate.v1.ReportRequest.frozen:type_name -> pagurus.migrate.v1.Frozen
-	25, // 27: pagurus.migrate.v1.ReportRequest.prepared:type_name -> pagurus.migrate.v1.Prepared
-	26, // 28: pagurus.migrate.v1.ReportRequest.promised:type_name -> pagurus.migrate.v1.Promised
-	27, // 29: pagurus.migrate.v1.ReportRequest.ended:type_name -> pagurus.migrate.v1.Ended
-	0,  // 30: pagurus.migrate.v1.ReportResponse.decision:type_name -> pagurus.migrate.v1.Decision
-	2,  // 31: pagurus.migrate.v1.DecisionRequest.ref:type_name -> pagurus.migrate.v1.Ref
-	0,  // 32: pagurus.migrate.v1.DecisionResponse.decision:type_name -> pagurus.migrate.v1.Decision
-	36, // 33: pagurus.migrate.v1.SetAddressesResponse.failures:type_name -> pagurus.migrate.v1.AddressFailure
-	6,  // 34: pagurus.migrate.v1.Agent.Describe:input_type -> pagurus.migrate.v1.DescribeRequest
-	8,  // 35: pagurus.migrate.v1.Agent.ListProcesses:input_type -> pagurus.migrate.v1.ListProcessesRequest
-	10, // 36: pagurus.migrate.v1.Agent.Inspect:input_type -> pagurus.migrate.v1.InspectRequest
-	12, // 37: pagurus.migrate.v1.Agent.Reserve:input_type -> pagurus.migrate.v1.ReserveRequest
-	14, // 38: pagurus.migrate.v1.Agent.Start:input_type -> pagurus.migrate.v1.StartRequest
-	16, // 39: pagurus.migrate.v1.Agent.Decide:input_type -> pagurus.migrate.v1.DecideRequest
-	18, // 40: pagurus.migrate.v1.Agent.Dispose:input_type -> pagurus.migrate.v1.DisposeRequest
-	20, // 41: pagurus.migrate.v1.Agent.Forget:input_type -> pagurus.migrate.v1.ForgetRequest
-	32, // 42: pagurus.migrate.v1.Agent.CheckAddress:input_type -> pagurus.migrate.v1.CheckAddressRequest
-	34, // 43: pagurus.migrate.v1.Agent.SetAddresses:input_type -> pagurus.migrate.v1.SetAddressesRequest
-	28, // 44: pagurus.migrate.v1.Coordinator.Report:input_type -> pagurus.migrate.v1.ReportRequest
-	30, // 45: pagurus.migrate.v1.Coordinator.Decision:input_type -> pagurus.migrate.v1.DecisionRequest
-	7,  // 46: pagurus.migrate.v1.Agent.Describe:output_type -> pagurus.migrate.v1.DescribeResponse
-	9,  // 47: pagurus.migrate.v1.Agent.ListProcesses:output_type -> pagurus.migrate.v1.ListProcessesResponse
-	11, // 48: pagurus.migrate.v1.Agent.Inspect:output_type -> pagurus.migrate.v1.InspectResponse
-	13, // 49: pagurus.migrate.v1.Agent.Reserve:output_type -> pagurus.migrate.v1.ReserveResponse
-	15, // 50: pagurus.migrate.v1.Agent.Start:output_type -> pagurus.migrate.v1.StartResponse
-	17, // 51: pagurus.migrate.v1.Agent.Decide:output_type -> pagurus.migrate.v1.DecideResponse
-	19, // 52: pagurus.migrate.v1.Agent.Dispose:output_type -> pagurus.migrate.v1.DisposeResponse
-	21, // 53: pagurus.migrate.v1.Agent.Forget:output_type -> pagurus.migrate.v1.ForgetResponse
-	33, // 54: pagurus.migrate.v1.Agent.CheckAddress:output_type -> pagurus.migrate.v1.CheckAddressResponse
-	35, // 55: pagurus.migrate.v1.Agent.SetAddresses:output_type -> pagurus.migrate.v1.SetAddressesResponse
-	29, // 56: pagurus.migrate.v1.Coordinator.Report:output_type -> pagurus.migrate.v1.ReportResponse
-	31, // 57: pagurus.migrate.v1.Coordinator.Decision:output_type -> pagurus.migrate.v1.DecisionResponse
-	46, // [46:58] is the sub-list for method output_type
-	34, // [34:46] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	1,  // 24: pagurus.migrate.v1.Ended.outcome:type_name -> pagurus.migrate.v1.Outcome
+	2,  // 25: pagurus.migrate.v1.ReportRequest.ref:type_name -> pagurus.migrate.v1.Ref
+	23, // 26: pagurus.migrate.v1.ReportRequest.progress:type_name -> pagurus.migrate.v1.Progress
+	24, // 27: pagurus.migrate.v1.ReportRequest.frozen:type_name -> pagurus.migrate.v1.Frozen
+	25, // 28: pagurus.migrate.v1.ReportRequest.prepared:type_name -> pagurus.migrate.v1.Prepared
+	26, // 29: pagurus.migrate.v1.ReportRequest.promised:type_name -> pagurus.migrate.v1.Promised
+	27, // 30: pagurus.migrate.v1.ReportRequest.ended:type_name -> pagurus.migrate.v1.Ended
+	0,  // 31: pagurus.migrate.v1.ReportResponse.decision:type_name -> pagurus.migrate.v1.Decision
+	2,  // 32: pagurus.migrate.v1.DecisionRequest.ref:type_name -> pagurus.migrate.v1.Ref
+	0,  // 33: pagurus.migrate.v1.DecisionResponse.decision:type_name -> pagurus.migrate.v1.Decision
+	36, // 34: pagurus.migrate.v1.SetAddressesResponse.failures:type_name -> pagurus.migrate.v1.AddressFailure
+	6,  // 35: pagurus.migrate.v1.Agent.Describe:input_type -> pagurus.migrate.v1.DescribeRequest
+	8,  // 36: pagurus.migrate.v1.Agent.ListProcesses:input_type -> pagurus.migrate.v1.ListProcessesRequest
+	10, // 37: pagurus.migrate.v1.Agent.Inspect:input_type -> pagurus.migrate.v1.InspectRequest
+	12, // 38: pagurus.migrate.v1.Agent.Reserve:input_type -> pagurus.migrate.v1.ReserveRequest
+	14, // 39: pagurus.migrate.v1.Agent.Start:input_type -> pagurus.migrate.v1.StartRequest
+	16, // 40: pagurus.migrate.v1.Agent.Decide:input_type -> pagurus.migrate.v1.DecideRequest
+	18, // 41: pagurus.migrate.v1.Agent.Dispose:input_type -> pagurus.migrate.v1.DisposeRequest
+	20, // 42: pagurus.migrate.v1.Agent.Forget:input_type -> pagurus.migrate.v1.ForgetRequest
+	32, // 43: pagurus.migrate.v1.Agent.CheckAddress:input_type -> pagurus.migrate.v1.CheckAddressRequest
+	34, // 44: pagurus.migrate.v1.Agent.SetAddresses:input_type -> pagurus.migrate.v1.SetAddressesRequest
+	28, // 45: pagurus.migrate.v1.Coordinator.Report:input_type -> pagurus.migrate.v1.ReportRequest
+	30, // 46: pagurus.migrate.v1.Coordinator.Decision:input_type -> pagurus.migrate.v1.DecisionRequest
+	7,  // 47: pagurus.migrate.v1.Agent.Describe:output_type -> pagurus.migrate.v1.DescribeResponse
+	9,  // 48: pagurus.migrate.v1.Agent.ListProcesses:output_type -> pagurus.migrate.v1.ListProcessesResponse
+	11, // 49: pagurus.migrate.v1.Agent.Inspect:output_type -> pagurus.migrate.v1.InspectResponse
+	13, // 50: pagurus.migrate.v1.Agent.Reserve:output_type -> pagurus.migrate.v1.ReserveResponse
+	15, // 51: pagurus.migrate.v1.Agent.Start:output_type -> pagurus.migrate.v1.StartResponse
+	17, // 52: pagurus.migrate.v1.Agent.Decide:output_type -> pagurus.migrate.v1.DecideResponse
+	19, // 53: pagurus.migrate.v1.Agent.Dispose:output_type -> pagurus.migrate.v1.DisposeResponse
+	21, // 54: pagurus.migrate.v1.Agent.Forget:output_type -> pagurus.migrate.v1.ForgetResponse
+	33, // 55: pagurus.migrate.v1.Agent.CheckAddress:output_type -> pagurus.migrate.v1.CheckAddressResponse
+	35, // 56: pagurus.migrate.v1.Agent.SetAddresses:output_type -> pagurus.migrate.v1.SetAddressesResponse
+	29, // 57: pagurus.migrate.v1.Coordinator.Report:output_type -> pagurus.migrate.v1.ReportResponse
+	31, // 58: pagurus.migrate.v1.Coordinator.Decision:output_type -> pagurus.migrate.v1.DecisionResponse
+	47, // [47:59] is the sub-list for method output_type
+	35, // [35:47] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_migrate_v1_agent_proto_init() }
