@@ -187,7 +187,7 @@ func (a *Agent) glance(pid int, migration string) (look Inspection, ok bool) {
 	proc := procfs.Process{PID: pid}
 	status, err := proc.Status()
 	switch {
-	case errors.Is(err, procfs.ErrGone) || errors.Is(err, os.ErrNotExist):
+	case pid < 1, errors.Is(err, procfs.ErrGone) || errors.Is(err, os.ErrNotExist):
 		block(migrate.CodeNoSuchProcess, "see migratectl ps", "there is no process %d on %s", pid, host)
 		return look, false
 	case err != nil:

@@ -68,6 +68,8 @@ func TestInspectSeesAtOnce(t *testing.T) {
 		}
 	}
 	check(pid, migrate.CodeNoSuchProcess, "there is no process 4000001 on host-a")
+	check(0, migrate.CodeNoSuchProcess, "there is no process 0 on host-a")
+	check(-1, migrate.CodeNoSuchProcess, "there is no process -1 on host-a")
 	check(1, migrate.CodeInit, "init process of host-a")
 	check(os.Getpid(), migrate.CodeOwnDaemon, "carries out migrations")
 	sleep := child(t, "sleep", "1000").Process.Pid

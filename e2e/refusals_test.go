@@ -36,6 +36,7 @@ func TestRefusals(t *testing.T) {
 		code migrate.Code
 	}{
 		{"unknown PID", 4_000_000, "host-a", "host-b", migrate.CodeNoSuchProcess},
+		{"no PID at all", 0, "host-a", "host-b", migrate.CodeNoSuchProcess},
 		{"unknown destination", p.PID, "host-a", "host-z", migrate.CodeNoSuchHost},
 		{"unknown source", p.PID, "host-z", "host-b", migrate.CodeNoSuchHost},
 		{"same host", p.PID, "host-a", "host-a", migrate.CodeSameHost},

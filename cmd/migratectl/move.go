@@ -91,15 +91,11 @@ it to the coordinator: exit code 4, and "migratectl show ID" tells how it ended.
 
 // parsePID reads the PID of a verb's argument.
 func parsePID(arg string) (int, error) {
-	pid, err := strconv.Atoi(arg)
-	if err != nil || pid < 1 {
-		wrong := fmt.Errorf("%q is not a PID: it is a number from 1 on, as \"migratectl ps\" shows it", arg)
-		if err == nil { // a number that no process has
-			return 0, &exitError{exitRefused, wrong}
-		}
-		return 0, wrong
+	pid, err := strconv.ParseInt(arg, 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a PID: it is a number from 1 on, as \"migratectl ps\" shows it", arg)
 	}
-	return pid, nil
+	return int(pid), nil // that no process has such a number is the agent's word
 }
 
 // A mover asks for one migration and stays with it.

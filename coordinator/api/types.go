@@ -9,7 +9,7 @@ import (
 
 // MoveRequest asks for a migration.
 type MoveRequest struct {
-	PID     int             `json:"pid" minimum:"1" maximum:"4194304" doc:"the PID as seen on the source"`
+	PID     int             `json:"pid" minimum:"-2147483648" maximum:"2147483647" doc:"the PID as seen on the source"`
 	From    string          `json:"from,omitempty" maxLength:"63" doc:"the host that it is on; a request by way of an agent's socket may leave it out"`
 	To      string          `json:"to" minLength:"1" maxLength:"63" doc:"the host that it is to go to"`
 	Options migrate.Options `json:"options,omitzero"`
@@ -18,7 +18,7 @@ type MoveRequest struct {
 
 // CheckRequest asks whether a process could move, and changes nothing.
 type CheckRequest struct {
-	PID     int             `json:"pid" minimum:"1" maximum:"4194304" doc:"the PID as seen on the source"`
+	PID     int             `json:"pid" minimum:"-2147483648" maximum:"2147483647" doc:"the PID as seen on the source"`
 	From    string          `json:"from,omitempty" maxLength:"63" doc:"the host that it is on; a request by way of an agent's socket may leave it out"`
 	To      string          `json:"to,omitempty" maxLength:"63" doc:"the host that it would go to; without it only the source is looked at"`
 	Options migrate.Options `json:"options,omitzero"`
