@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/pagurus-project/pagurus/coordinator/logline"
@@ -198,7 +199,8 @@ func (s *Scheduler) Check(ctx context.Context, pid int, from, to string, options
 	if err != nil {
 		return migrate.Check{}, err
 	}
-	if holder, ok := s.log.Holder(from, pid); ok {
+	said := slices.Contains(codesOf(f.blockers), migrate.CodeBusy) // by the agent
+	if holder, ok := s.log.Holder(from, pid); ok && !said {
 		f.blockers = append(f.blockers, migrate.Busy(holder.ID, from, pid))
 	}
 	return migrate.Check{

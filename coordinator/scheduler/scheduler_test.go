@@ -182,9 +182,10 @@ func TestPreflightNeverEnds(t *testing.T) {
 
 func TestOneMigrationPerProcess(t *testing.T) {
 	run(t, func(t *testing.T, x *fixture) {
-		hold := make(chan struct{})
+		frozen, hold := make(chan struct{}), make(chan struct{})
 		x.world.OnStep(func(_ string, step agenttest.Step) {
 			if step == agenttest.Freeze {
+				close(frozen)
 				<-hold
 			}
 		})
@@ -196,6 +197,11 @@ func TestOneMigrationPerProcess(t *testing.T) {
 		}
 		check, err := x.s.Check(t.Context(), 7, "host-a", "", migrate.Options{})
 		if err != nil || check.Movable || check.Blockers[0].Code != migrate.CodeBusy || len(check.Tree) != 1 {
+			t.Errorf("check: %+v, %v", check, err)
+		}
+		<-frozen
+		x.a.InspectBlockers = []migrate.Code{migrate.CodeBusy} // the agent knows, too
+		if check, err = x.s.Check(t.Context(), 7, "host-a", "", migrate.Options{}); err != nil || len(check.Blockers) != 1 {
 			t.Errorf("check: %+v, %v", check, err)
 		}
 		close(hold)
