@@ -58,7 +58,7 @@ const (
 	PhasePrecopy   = "precopy"
 	PhaseStop      = "stop"     // threads stopped, last changes found
 	PhaseDump      = "dump"     // kernel state read, group frozen
-	PhaseTransfer  = "transfer" // last pages and state on their way, half a round trip
+	PhaseTransfer  = "transfer" // last pages and state on their way
 	PhaseRestore   = "restore"  // the destination builds everything
 	PhaseDecide    = "decide"   // promise, decision in the log, order to resume
 	PhaseResume    = "resume"   // group thawed

@@ -111,13 +111,21 @@ func (m *Migration) standStill(ctx context.Context, heard *replies, events Event
 		return err
 	}
 	sent := time.Now()
-	m.spent(migrate.PhaseTransfer, sent.Sub(found)+m.trip/2)
-	m.gauges.mu.Lock()
-	m.gauges.measured.Downtime = sent.Sub(m.frozen) + m.trip/2
-	m.gauges.mu.Unlock()
-	if err := heard.await(ctx, wire.Prepared, 0); err != nil {
+	reply, err := heard.await(ctx, wire.Prepared, 0)
+	if err != nil {
 		return err
 	}
+	// What was in the buffers of the network still had to cross when we had sent it
+	// all: when the state had arrived is reckoned back from what the destination says
+	// it took since, so that no two clocks are compared.
+	arrived := time.Now().Add(-time.Duration(max(reply.Took, 0)) - m.trip/2)
+	if arrived.Before(sent) {
+		arrived = sent
+	}
+	m.spent(migrate.PhaseTransfer, arrived.Sub(found))
+	m.gauges.mu.Lock()
+	m.gauges.measured.Downtime = arrived.Sub(m.frozen)
+	m.gauges.mu.Unlock()
 	if !m.config.Options.Verify {
 		m.host.learn(time.Since(m.frozen) - stats.Duration)
 	}

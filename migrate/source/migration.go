@@ -58,7 +58,7 @@ type Events interface {
 type Measured struct {
 	Rounds    []migrate.Round
 	PhasesMS  map[string]float64 // by the keys of migrate.Report
-	Downtime  time.Duration      // from the first thread stopped to the last byte sent, and half a round trip
+	Downtime  time.Duration      // from the first thread stopped to the arrival of the state
 	Bytes     uint64             // page content, uncompressed
 	WireBytes uint64
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,8 +34,10 @@ type replica struct {
 	rounds   int
 	problem  error
 	hello    wire.Hello
-	refuseAt int  // round whose barrier is answered with a refusal
-	silent   bool // says nothing to a state
+	refuseAt int           // round whose barrier is answered with a refusal
+	silent   bool          // says nothing to a state
+	way      time.Duration // that the state is on its way
+	builds   time.Duration // that it takes to be prepared then
 	onRound  func(n uint32)
 	ended    chan struct{}
 }
@@ -145,7 +148,10 @@ func (r *replica) take(conn net.Conn, m pageserver.Message) error {
 		if r.silent {
 			return nil
 		}
-		return wire.WriteReply(conn, wire.Reply{Kind: wire.Prepared})
+		time.Sleep(r.way)
+		arrived := time.Now()
+		time.Sleep(r.builds)
+		return wire.WriteReply(conn, wire.Reply{Kind: wire.Prepared, Took: int64(time.Since(arrived))})
 	case wire.KindSignals:
 		var err error
 		r.signals, err = wire.DecodeSignals(m.Payload)

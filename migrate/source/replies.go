@@ -54,15 +54,15 @@ func listen(ctx context.Context, conn net.Conn, fail context.CancelCauseFunc) *r
 }
 
 // await waits for a certain reply.
-func (r *replies) await(ctx context.Context, kind wire.ReplyKind, round uint32) error {
+func (r *replies) await(ctx context.Context, kind wire.ReplyKind, round uint32) (wire.Reply, error) {
 	select {
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return wire.Reply{}, context.Cause(ctx)
 	case reply := <-r.said:
 		if reply.Kind != kind || reply.Round != round {
-			return fmt.Errorf("the destination says %q (round %d) instead of %q (round %d)", reply.Kind, reply.Round, kind, round)
+			return reply, fmt.Errorf("the destination says %q (round %d) instead of %q (round %d)", reply.Kind, reply.Round, kind, round)
 		}
-		return nil
+		return reply, nil
 	}
 }
 

@@ -176,6 +176,35 @@ func TestProcessChanges(t *testing.T) {
 	}
 }
 
+// The source's part of the downtime is all of the time until the state has arrived,
+// whatever the network has kept in its buffers, and nothing of what comes after.
+func TestDowntimeUntilArrival(t *testing.T) {
+	h := newHost(t)
+	v := startVictim(t, "idle")
+	m := start(t, h, v.pid, migrate.Options{})
+	r := newReplica()
+	r.way, r.builds = 200*time.Millisecond, 300*time.Millisecond
+	began := time.Now()
+	if err := m.Run(t.Context(), r.connect(t), &recorder{}); err != nil {
+		t.Fatal(err)
+	}
+	got := m.Measured()
+	if most := time.Since(began) - r.builds; got.Downtime < r.way || got.Downtime > most {
+		t.Errorf("%v instead of %v to %v", got.Downtime, r.way, most)
+	}
+	sum := 0.0
+	for _, phase := range []string{migrate.PhaseStop, migrate.PhaseDump, migrate.PhaseTransfer} {
+		sum += got.PhasesMS[phase]
+	}
+	if diff := sum - milliseconds(got.Downtime); diff < -0.01 || diff > 0.01 {
+		t.Errorf("phases of %v ms are %v", milliseconds(got.Downtime), got.PhasesMS)
+	}
+	if _, err := m.Resume(t.Context()); err != nil {
+		t.Error(err)
+	}
+	v.finish()
+}
+
 // A strict migration is given up in the freeze, too, when the destination is not
 // ready in time.
 func TestStrictInTheFreeze(t *testing.T) {

@@ -177,7 +177,7 @@ func (m *Migration) round(ctx context.Context, heard *replies, n uint32) error {
 	if err := m.sender.Message(ctx, wire.KindBarrier, wire.EncodeBarrier(n)); err != nil {
 		return err
 	}
-	if err := heard.await(ctx, wire.Placed, n); err != nil {
+	if _, err := heard.await(ctx, wire.Placed, n); err != nil {
 		return err
 	}
 	took := time.Since(start)

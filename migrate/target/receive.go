@@ -97,7 +97,7 @@ func (s *Shell) prepare(ctx context.Context, payload []byte, prepared func() err
 		return err
 	}
 	s.preparedAt = time.Now()
-	return wire.WriteReply(s.conn, wire.Reply{Kind: wire.Prepared})
+	return wire.WriteReply(s.conn, wire.Reply{Kind: wire.Prepared, Took: int64(s.preparedAt.Sub(s.stateReceived))})
 }
 
 // takeSignals delivers the signals that reached the source's copy after it was

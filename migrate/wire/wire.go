@@ -54,6 +54,8 @@ type Reply struct {
 	Kind   ReplyKind `cbor:"kind"`
 	Round  uint32    `cbor:"round,omitempty"`
 	Reason string    `cbor:"reason,omitempty"`
+	// Took is, of Prepared, how long ago the state was taken in, in nanoseconds.
+	Took int64 `cbor:"took,omitempty"`
 }
 
 // State is what crosses after the last pages.

@@ -1672,7 +1672,8 @@ type Promised struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Rounds   []*Round               `protobuf:"bytes,1,rep,name=rounds,proto3" json:"rounds,omitempty"`
 	PhasesMs map[string]float64     `protobuf:"bytes,2,rep,name=phases_ms,json=phasesMs,proto3" json:"phases_ms,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
-	// From the first thread stopped to the last byte sent, plus half a round trip.
+	// From the first thread stopped to the arrival of the state at the destination,
+	// reckoned by this host's clock.
 	DowntimeMs    float64 `protobuf:"fixed64,3,opt,name=downtime_ms,json=downtimeMs,proto3" json:"downtime_ms,omitempty"`
 	Bytes         uint64  `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	WireBytes     uint64  `protobuf:"varint,5,opt,name=wire_bytes,json=wireBytes,proto3" json:"wire_bytes,omitempty"`
