@@ -181,6 +181,26 @@ func (a *Agent) Shutdown(ctx context.Context) error {
 	return errors.Join(err, a.group.Leave(ctx), a.Close())
 }
 
+// leaves ends when this agent waits no longer for the log's word, or done is called.
+// One that is to stop waits for a while: signals that wait for a frozen copy cross
+// when it is disposed of, and the next agent has no connection for them.
+func (a *Agent) leaves() (left context.Context, done func()) {
+	left, leave := context.WithCancel(a.alive)
+	unhook := context.AfterFunc(a.stopping, func() {
+		defer leave()
+		timer := time.NewTimer(a.timing.Decided)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-left.Done():
+		}
+	})
+	return left, func() {
+		unhook()
+		leave()
+	}
+}
+
 // awaitReports waits until the ends of sessions have been heard of.
 func (a *Agent) awaitReports(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 2*a.timing.Report)

@@ -47,6 +47,7 @@ type Timing struct {
 	Yield    time.Duration // at the destination, before a failure is reported: the source knows better why
 	Greeting time.Duration // for a page connection to say what it is about
 	Reserved time.Duration // for a reservation's page connection
+	Decided  time.Duration // for the log's word, when it is to stop
 	Undo     time.Duration // for one try to resume, run, release or dispose
 	RetryMin time.Duration // between two tries, at first
 	RetryMax time.Duration // and later
@@ -61,6 +62,7 @@ func DefaultTiming() Timing {
 		Yield:    time.Second,
 		Greeting: 5 * time.Second,
 		Reserved: 30 * time.Second,
+		Decided:  5 * time.Second,
 		Undo:     30 * time.Second,
 		RetryMin: 50 * time.Millisecond,
 		RetryMax: 2 * time.Second,

@@ -38,6 +38,7 @@ var gossipKey = bytes.Repeat([]byte{7}, member.KeyBytes)
 func testTiming() Timing {
 	t := DefaultTiming()
 	t.Repeat, t.RetryMin, t.RetryMax, t.Yield = 10*time.Millisecond, time.Millisecond, 10*time.Millisecond, 0
+	t.Decided = 100 * time.Millisecond
 	return t
 }
 

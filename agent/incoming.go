@@ -149,14 +149,15 @@ func (i *incoming) notePrepared() error {
 
 // prepared waits for the log's word and carries it out.
 func (i *incoming) prepared() {
+	left, done := i.agent.leaves()
+	defer done()
 	select {
 	case <-i.committed:
 		i.commit()
 	case <-i.aborted:
 		i.release(nil)
-	case <-i.agent.stopping.Done():
+	case <-left.Done():
 		// It stays as it is, for the next agent on this host.
-	case <-i.agent.alive.Done():
 	}
 }
 

@@ -159,14 +159,15 @@ func (o *outgoing) Promise(m migrate.Measured) error {
 
 // promised waits for the log's word and carries it out.
 func (o *outgoing) promised() {
+	left, done := o.agent.leaves()
+	defer done()
 	select {
 	case <-o.aborted:
 		o.resume(func(*entry) {})
 	case <-o.disposal:
 		o.dispose()
-	case <-o.agent.stopping.Done():
+	case <-left.Done():
 		// It stays as it is, for the next agent on this host.
-	case <-o.agent.alive.Done():
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 
@@ -334,6 +335,25 @@ func TestShutdown(t *testing.T) {
 		m.dispose()
 		m.mustRunAt(m.b)
 		m.forget()
+	})
+	t.Run("source, promised, and decided on meanwhile", func(t *testing.T) {
+		t.Parallel() // most of it is waiting for gossip
+		m := newCluster(t, func(t *Timing) { t.Decided = time.Minute }).newMove("m1")
+		m.reserve()
+		m.start()
+		m.awaitPromised()
+		m.awaitPrepared()
+		agent, stopped := m.a.agent, make(chan error)
+		go func() { stopped <- agent.Shutdown(t.Context()) }()
+		<-agent.stopping.Done()
+		m.commit()
+		m.dispose()
+		m.mustRunAt(m.b)
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+		m.a.conn.Close()
+		m.a.agent = nil
 	})
 	t.Run("destination, before it is prepared", func(t *testing.T) {
 		t.Parallel() // most of it is waiting for gossip
