@@ -30,6 +30,7 @@ var programs = map[string]func(*flag.FlagSet, *journal) program{
 	"float":   newFloat,
 	"epoll":   newEpoll,
 	"gosched": newGosched,
+	"listen":  newListen,
 }
 
 func main() {
