@@ -54,8 +54,8 @@ type Decided struct {
 
 	// Rehearsed: the rehearsal reached PREPARED, which is all that it should do.
 	Rehearsed bool
-	// Source is set if the source had ended by itself: OutcomeResumed or
-	// OutcomeKilled. It does that only before it has promised.
+	// Source is set if the source had ended by itself: OutcomeResumed,
+	// OutcomeKilled or OutcomeEnded. It does that only before it has promised.
 	Source Outcome
 	Lost   string // as in SourceSettled
 	At     time.Time
@@ -82,7 +82,7 @@ type Fenced struct {
 }
 
 // SourceSettled says how the source ended: after an ABORT OutcomeResumed,
-// OutcomeKilled or OutcomeUnknown, after RUNNING OutcomeDisposed.
+// OutcomeKilled, OutcomeEnded or OutcomeUnknown, after RUNNING OutcomeDisposed.
 type SourceSettled struct {
 	Outcome    Outcome
 	DowntimeMS float64 // from the first thread stopped to the last one resumed

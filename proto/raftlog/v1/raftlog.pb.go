@@ -469,7 +469,7 @@ type Decided struct {
 	Promised  uint64     `protobuf:"varint,5,opt,name=promised,proto3" json:"promised,omitempty"`
 	Measured  *Measured  `protobuf:"bytes,6,opt,name=measured,proto3" json:"measured,omitempty"`
 	Rehearsed bool       `protobuf:"varint,7,opt,name=rehearsed,proto3" json:"rehearsed,omitempty"`
-	// resumed, killed or empty.
+	// resumed, killed, ended or empty.
 	Source        string `protobuf:"bytes,8,opt,name=source,proto3" json:"source,omitempty"`
 	Lost          string `protobuf:"bytes,9,opt,name=lost,proto3" json:"lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
