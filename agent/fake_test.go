@@ -200,6 +200,9 @@ var (
 )
 
 func (s fakeSource) Inspect(ctx context.Context, c SourceConfig) (Inspection, error) {
+	if err := s.save(c.Save, fakePlan{PID: c.PID}); err != nil {
+		return Inspection{}, err
+	}
 	if err := s.step(ctx, "inspect"); err != nil {
 		return Inspection{}, err
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/procfs"
@@ -123,7 +124,7 @@ func (a *Agent) inspect(ctx context.Context, pid int, migration string, o migrat
 	if err != nil {
 		return Inspection{}, err
 	}
-	defer free()
+	defer func() { free() }()
 	look, ok := a.glance(pid, migration)
 	if !ok {
 		return look, nil
@@ -140,42 +141,79 @@ func (a *Agent) inspect(ctx context.Context, pid int, migration string, o migrat
 	switch {
 	case err == nil:
 		return looked, a.journal.removeInspection(id)
-	case last != nil:
-		a.undoInspection(id, last) // perhaps not everything was undone
+	case last != nil: // perhaps not everything was undone
+		a.undoInspection(id, last, free)
+		free = func() {} // it does that when it is done
 	}
 	return looked, err
 }
 
 // inspectionOf names an inspection as if it were a migration.
-func inspectionOf(pid int) string { return fmt.Sprintf("inspection-%d", pid) }
+func inspectionOf(pid int) string { return fmt.Sprintf(inspectionPattern, pid) }
+
+const inspectionPattern = "inspection-%d"
 
 // undoInspections undoes what is left of the inspections during which an earlier
-// agent died. What cannot be undone is tried again by the next agent.
+// agent died.
 func (a *Agent) undoInspections() error {
 	plans, err := a.journal.readInspections()
 	if err != nil {
 		return err
 	}
 	for id, plan := range plans {
-		a.undoInspection(id, plan)
+		pid := 0
+		if _, err := fmt.Sscanf(id, inspectionPattern, &pid); err != nil {
+			return fmt.Errorf("inspection %s in the journal: %w", id, err)
+		}
+		free, err := a.looks.claim(a.alive, pid)
+		if err != nil {
+			return err
+		}
+		a.undoInspection(id, plan, free)
 	}
 	return nil
 }
 
-// undoInspection undoes what a look at a process has left in it.
-func (a *Agent) undoInspection(id string, plan json.RawMessage) {
-	ctx, cancel := context.WithTimeout(a.alive, a.timing.Undo)
-	defer cancel()
-	m, err := a.config.Source.Recover(ctx, plan, func(plan json.RawMessage) error { return a.journal.writeInspection(id, plan) })
-	if err == nil {
-		_, err = m.Resume(ctx)
+// undoInspection undoes what a look at a process has left in it. If that fails it
+// goes on trying when it has returned: the process may stand still until then.
+// Nobody else looks at it meanwhile.
+func (a *Agent) undoInspection(id string, plan json.RawMessage, free func()) {
+	var m Outgoing
+	try := func() error {
+		ctx, cancel := context.WithTimeout(a.alive, a.timing.Undo)
+		defer cancel()
+		var err error
+		if m == nil {
+			m, err = a.config.Source.Recover(ctx, plan, func(plan json.RawMessage) error { return a.journal.writeInspection(id, plan) })
+		}
+		if err == nil {
+			_, err = m.Resume(ctx)
+		}
+		if err == nil {
+			err = a.journal.removeInspection(id)
+		}
+		if err != nil {
+			a.logger.Error("undoing an inspection", keyMigration, id, keyError, err)
+		}
+		return err
 	}
-	if err == nil {
-		err = a.journal.removeInspection(id)
+	if try() == nil {
+		free()
+		return
 	}
-	if err != nil {
-		a.logger.Error("undoing an inspection", keyMigration, id, keyError, err)
-	}
+	a.running.Go(func() {
+		defer free()
+		for n := 0; ; n++ {
+			select {
+			case <-a.alive.Done():
+				return
+			case <-time.After(a.timing.pause(n)):
+			}
+			if try() == nil {
+				return
+			}
+		}
+	})
 }
 
 // glance finds what rules a process out at once. ok says that nothing does.

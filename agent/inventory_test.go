@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"os"
 	"os/exec"
@@ -186,6 +187,44 @@ func TestInspect(t *testing.T) {
 	i := slices.IndexFunc(list.GetProcesses(), func(p *migratev1.Process) bool { return int(p.GetPid()) == sleep })
 	if i < 0 || list.GetProcesses()[i].GetMigration() != "m1" {
 		t.Errorf("process %d is %v", sleep, list.GetProcesses())
+	}
+}
+
+// TestInspectionIsUndone: what a look has left is undone however often that fails,
+// and nobody else looks at the process before.
+func TestInspectionIsUndone(t *testing.T) {
+	for _, restarted := range []bool{false, true} {
+		t.Run(fmt.Sprintf("restarted=%v", restarted), func(t *testing.T) {
+			c := newCluster(t)
+			sleep := child(t, "sleep", "1000").Process.Pid
+			c.a.mu.Lock()
+			c.a.processes[sleep] = "running"
+			c.a.failing["inspect"], c.a.failing["recover"], c.a.failing["resume"] = 1, 2, 3
+			c.a.mu.Unlock()
+			if restarted {
+				g := c.a.gate("inspect")
+				go func() {
+					_, _ = c.a.orders.Inspect(context.WithoutCancel(t.Context()), &migratev1.InspectRequest{Pid: int32(sleep)})
+				}()
+				g.reach(t)
+				c.a.kill()
+				c.a.start()
+			} else if _, err := c.a.orders.Inspect(t.Context(), &migratev1.InspectRequest{Pid: int32(sleep)}); err == nil {
+				t.Error("the look has not failed")
+			}
+			if resp := c.inspect(t, sleep); len(resp.GetBlockers()) > 0 {
+				t.Errorf("the next look: %v", resp)
+			}
+			c.a.mu.Lock()
+			defer c.a.mu.Unlock()
+			if left := c.a.failing; left["recover"] > 0 || left["resume"] > 0 {
+				t.Errorf("the next look did not wait: %v", left)
+			}
+			left, err := os.ReadDir(filepath.Join(c.a.dir, "inspections"))
+			if err != nil || len(left) > 0 {
+				t.Errorf("the journal has %v, %v", left, err)
+			}
+		})
 	}
 }
 

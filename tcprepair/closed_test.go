@@ -15,7 +15,14 @@ func TestListeners(t *testing.T) {
 				enterNetwork(t)
 				listener := f.listen(t, protocol)
 				before := must(unix.Getsockname(listener.fd))
+				if err := unix.Fchown(listener.fd, 1234, 5678); err != nil {
+					t.Fatal(err)
+				}
 				moved := listener.move()
+				var st unix.Stat_t
+				if err := unix.Fstat(moved.fd, &st); err != nil || st.Uid != 1234 || st.Gid != 5678 {
+					t.Errorf("it belongs to %d, %d, %v", st.Uid, st.Gid, err)
+				}
 				if got := must(unix.GetsockoptInt(moved.fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)); got != protocol {
 					t.Errorf("protocol %d instead of %d", got, protocol)
 				}

@@ -82,6 +82,11 @@ func (s *Socket) look(fd int) (i info, err error) {
 		return i, err
 	}
 	s.MPTCP = protocol == unix.IPPROTO_MPTCP
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return i, err
+	}
+	s.UID, s.GID = st.Uid, st.Gid
 	i, err = readInfo(fd)
 	if err != nil {
 		return i, err

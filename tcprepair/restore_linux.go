@@ -36,7 +36,14 @@ func (s *Socket) socket() (int, error) {
 	if s.MPTCP {
 		protocol = unix.IPPROTO_MPTCP
 	}
-	return unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+	fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.Fchown(fd, int(s.UID), int(s.GID)); err != nil {
+		return -1, errors.Join(fmt.Errorf("giving the socket to user %d: %w", s.UID, err), unix.Close(fd))
+	}
+	return fd, nil
 }
 
 func (s *Socket) build(fd int) error {

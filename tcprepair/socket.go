@@ -53,6 +53,8 @@ type Socket struct {
 	MPTCP bool           // a listener that would take multipath connections, as Go programs make them
 	Local netip.AddrPort // not valid: not bound
 
+	UID, GID uint32 // of who made it, or was given it: sockets of one user may share a port (SO_REUSEPORT)
+
 	Backlog int // of a listener
 
 	// Of a socket that is closed. One that never had a connection has neither.

@@ -28,6 +28,12 @@ type Stat struct {
 	EnvEnd     uint64
 }
 
+// Exiting reports whether the thread is on its way out, or has gone it.
+func (s *Stat) Exiting() bool {
+	const exiting = 0x00000004 // PF_EXITING
+	return s.Flags&exiting != 0 || s.State == 'Z' || s.State == 'X'
+}
+
 // KernelThread reports whether it is a thread of the kernel's.
 func (s *Stat) KernelThread() bool {
 	const kthread = 0x00200000 // PF_KTHREAD; older kernels do not say it in status

@@ -8,12 +8,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/procfs"
 )
 
 // identity describes a file so that another host can tell whether its own
@@ -33,17 +35,21 @@ func (d *TreeDump) identity(link, path string, st *unix.Stat_t, written, mapped 
 	if handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, link, unix.AT_SYMLINK_FOLLOW); err == nil {
 		id.Handle = handle.Bytes()
 	}
+	// Content decides only for files that are read, between hosts that do not see
+	// the same file. To read it takes time: what has been read by now has to do.
+	if !written && st.Mode&unix.S_IFMT == unix.S_IFREG {
+		id.Digest = d.digests.cached(st)
+	}
 	return id, nil
 }
 
-// AddDigests sums up the files whose content decides whether the destination has
-// the same: those that are read, between hosts that do not see the same file. It
-// reads them, and is not to be called while the process stands still. What was
-// read once is remembered, what is another file by now is passed over.
+// AddDigests sums up the files of an inventory that were not yet. It reads them,
+// and is not to be called while the process stands still. What is another file by
+// now is passed over.
 func (d *TreeDump) AddDigests(ctx context.Context, files []image.File) error {
 	for i := range files {
 		f := &files[i]
-		if f.Kind != image.FileRegular || f.Identity == nil || f.Identity.Written || len(f.Identity.Digest) > 0 {
+		if f.Identity == nil || f.Identity.Written || f.Identity.Mode&unix.S_IFMT != unix.S_IFREG || len(f.Identity.Digest) > 0 {
 			continue
 		}
 		var st unix.Stat_t
@@ -53,6 +59,36 @@ func (d *TreeDump) AddDigests(ctx context.Context, files []image.File) error {
 		var err error
 		if f.Identity.Digest, err = d.digests.of(ctx, f.Path, &st); err != nil {
 			return fmt.Errorf("reading %s: %w", f.Path, err)
+		}
+	}
+	return nil
+}
+
+// sumUp reads the files that a running process has open for reading and that were
+// not met before, so that they are known when it stands still.
+func (d *TreeDump) sumUp(ctx context.Context, p procfs.Process) error {
+	fds, err := p.FDs()
+	if err != nil {
+		return err
+	}
+	for _, fd := range fds {
+		name := fmt.Sprintf("fd/%d", fd)
+		link, err := p.Link(name)
+		if err != nil || !strings.HasPrefix(link, "/") || d.summedUp[link] {
+			continue // closed since, or nothing to read
+		}
+		d.summedUp[link] = true
+		info, err := p.FDInfo(fd)
+		if err != nil || info.Flags&unix.O_ACCMODE != unix.O_RDONLY && info.Flags&unix.O_PATH == 0 {
+			continue
+		}
+		var st unix.Stat_t
+		if unix.Stat(p.Path(name), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+			continue
+		}
+		// One that cannot be read is not known; whether it has to be is not said yet.
+		if _, err := d.digests.of(ctx, p.Path(name), &st); err != nil && ctx.Err() != nil {
+			return err
 		}
 	}
 	return nil
@@ -108,16 +144,26 @@ type digestKey struct {
 // Files that are larger than this must be seen by both hosts to count as equal.
 const maxDigested = 1 << 30
 
+// cached returns the SHA-256 of a file if it is known.
+func (d *Digests) cached(st *unix.Stat_t) []byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.known[digestKeyOf(st)]
+}
+
+func digestKeyOf(st *unix.Stat_t) digestKey {
+	return digestKey{idOf(st), st.Size, st.Mtim.Nano(), st.Ctim.Nano()}
+}
+
+// Files that are larger than this are not read while the process stands still.
+const maxFrozenDigested = 8 << 20
+
 // of returns the SHA-256 of a file, or nothing for one that is too large.
 func (d *Digests) of(ctx context.Context, path string, st *unix.Stat_t) ([]byte, error) {
 	if st.Size > maxDigested {
 		return nil, nil
 	}
-	key := digestKey{idOf(st), st.Size, st.Mtim.Nano(), st.Ctim.Nano()}
-	d.mu.Lock()
-	sum, ok := d.known[key]
-	d.mu.Unlock()
-	if ok {
+	if sum := d.cached(st); sum != nil {
 		return sum, nil
 	}
 	file, err := os.Open(path)
@@ -139,10 +185,10 @@ func (d *Digests) of(ctx context.Context, path string, st *unix.Stat_t) ([]byte,
 			return nil, context.Cause(ctx)
 		}
 	}
-	sum = hash.Sum(nil)
+	sum := hash.Sum(nil)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.known[key] = sum
+	d.known[digestKeyOf(st)] = sum
 	return sum, nil
 }
 
@@ -210,8 +256,9 @@ func (c *Check) ownIdentity(f *image.File) (*image.Identity, error) {
 	if handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, f.Path, unix.AT_SYMLINK_FOLLOW); err == nil {
 		id.Handle = handle.Bytes()
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG || f.Identity.Written || sameFile(&c.Source, &c.Host, f.Identity, id) {
-		return id, nil
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || f.Identity.Written || sameFile(&c.Source, &c.Host, f.Identity, id) ||
+		len(f.Identity.Digest) == 0 || st.Size != f.Identity.Bytes || c.Frozen && st.Size > maxFrozenDigested {
+		return id, nil // it is the same, or another one, whatever is in it
 	}
 	var err error
 	id.Digest, err = c.Digests.of(c.Ctx, f.Path, &st)

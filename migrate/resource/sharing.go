@@ -18,6 +18,7 @@ import (
 type sharing struct {
 	tree []int
 	fds  map[string][]holder // by what /proc/PID/fd/FD says
+	same map[int]holder      // of the tree's descriptors without a file of their own (anon_inode), who has them too
 	held map[string]int      // a process that maps a file as shared memory or has a descriptor of it, by fileKey
 }
 
@@ -29,7 +30,7 @@ type holder struct{ pid, fd int }
 // is stopped, and after it was put where everything that it starts from then on
 // is seen. Memory that others map too is reported, and descriptors by the dump.
 func (d *TreeDump) NoteHolders(tree []int) error {
-	s := &sharing{tree: tree, fds: make(map[string][]holder), held: make(map[string]int)}
+	s := &sharing{tree: tree, fds: make(map[string][]holder), same: make(map[int]holder), held: make(map[string]int)}
 	pids, err := procfs.All()
 	if err != nil {
 		return err
@@ -48,6 +49,7 @@ func (d *TreeDump) NoteHolders(tree []int) error {
 	}
 	d.sharing = s
 	for _, pid := range tree {
+		s.compare(procfs.Process{PID: pid})
 		if err := d.checkObjects(procfs.Process{PID: pid}); err != nil {
 			return err
 		}
@@ -67,7 +69,10 @@ func (s *sharing) look(p procfs.Process) {
 			continue
 		}
 		s.fds[link] = append(s.fds[link], h)
-		if st, err := h.stat(); err == nil && strings.HasSuffix(link, " (deleted)") {
+		if !strings.HasSuffix(link, " (deleted)") {
+			continue // to look at a file may take as long as its file system likes
+		}
+		if st, err := h.stat(); err == nil {
 			s.held[fileKey(unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)] = p.PID
 		}
 	}
@@ -78,6 +83,28 @@ func (s *sharing) look(p procfs.Process) {
 	for i := range vmas {
 		if v := &vmas[i]; v.Shared && v.Inode != 0 {
 			s.held[fileKey(v.Major, v.Minor, v.Inode)] = p.PID
+		}
+	}
+}
+
+// compare finds out who has a process's descriptors that all look alike, as those of
+// eventfd(2) do: there may be thousands on a host, too many for a process that stands
+// still.
+func (s *sharing) compare(p procfs.Process) {
+	fds, err := p.FDs()
+	if err != nil {
+		return
+	}
+	for _, fd := range fds {
+		link, err := p.Link(fmt.Sprintf("fd/%d", fd))
+		if err != nil || !strings.HasPrefix(link, "anon_inode:") {
+			continue
+		}
+		for _, h := range s.fds[link] {
+			if same, err := s.sameDescription(&openFile{fd: fd}, h); err == nil && same {
+				s.same[fd] = h
+				break
+			}
 		}
 	}
 }
@@ -106,7 +133,14 @@ func (s *sharing) check(findings *Findings, o *openFile, f *image.File) {
 	if s == nil || f.Kind == image.FileDevice || f.Kind == image.FilePath || f.Kind == image.FileDirectory {
 		return
 	}
-	for _, h := range s.fds[o.link] {
+	candidates := s.fds[o.link]
+	if strings.HasPrefix(o.link, "anon_inode:") {
+		candidates = nil
+		if h, ok := s.same[o.fd]; ok {
+			candidates = []holder{h}
+		}
+	}
+	for _, h := range candidates {
 		same, err := s.sameDescription(o, h)
 		if err != nil {
 			continue // it is gone

@@ -149,6 +149,13 @@ const shutReceive = 1
 // socketQueue reads what has arrived at a socket and leaves it there. ended says
 // that nothing more will come.
 func socketQueue(fd, typ int, ended bool) ([]image.Message, error) {
+	all := 0 // bytes of all packets
+	if typ == unix.SOCK_SEQPACKET {
+		var err error
+		if all, err = unix.IoctlGetInt(fd, unix.SIOCINQ); err != nil {
+			return nil, err
+		}
+	}
 	// Where the program's own MSG_PEEK looks is put back.
 	was, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF)
 	if err != nil {
@@ -157,14 +164,14 @@ func socketQueue(fd, typ int, ended bool) ([]image.Message, error) {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0); err != nil {
 		return nil, err
 	}
-	queue, err := peekAll(fd, typ, ended)
+	queue, err := peekAll(fd, typ, ended, all)
 	return queue, errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, was))
 }
 
 // peekAll looks at one message after the other. The kernel passes over an empty
 // one that was looked at (__skb_try_recv_from_queue, net/core/datagram.c), so of
 // empty ones only the first look tells.
-func peekAll(fd, typ int, ended bool) ([]image.Message, error) {
+func peekAll(fd, typ int, ended bool, all int) ([]image.Message, error) {
 	var queue []image.Message
 	at := 0    // bytes passed
 	empty := 0 // messages in a row
@@ -196,7 +203,7 @@ func peekAll(fd, typ int, ended bool) ([]image.Message, error) {
 		}
 		if n > 0 {
 			empty = 0
-		} else if empty++; ended && typ == unix.SOCK_SEQPACKET && empty > 1 {
+		} else if empty++; ended && typ == unix.SOCK_SEQPACKET && at == all && empty > 1 {
 			return queue, nil // the end of a connection looks like that too, for ever
 		}
 		m.Data = slices.Clone(buf[:n])

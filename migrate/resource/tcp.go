@@ -39,6 +39,10 @@ func isTCP(fd, family int) (bool, error) {
 	if family != unix.AF_INET && family != unix.AF_INET6 {
 		return false, nil
 	}
+	typ, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil || typ != unix.SOCK_STREAM { // a raw one can be of TCP, too
+		return false, err
+	}
 	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
 	return protocol == unix.IPPROTO_TCP || protocol == unix.IPPROTO_MPTCP, err
 }

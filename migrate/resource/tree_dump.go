@@ -36,6 +36,7 @@ type TreeDump struct {
 	objects     []image.Object
 	objectFiles []*os.File // an open file of each object, to read it
 	objectIndex map[fileID]image.Index
+	summedUp    map[string]bool // files that were open, by their links
 	sharing     *sharing
 	waits       waits
 	outsiders   outsiders
@@ -67,7 +68,7 @@ type Readers struct {
 func NewTreeDump(host image.Host, readers Readers, digests *Digests) *TreeDump {
 	return &TreeDump{
 		Findings: &Findings{}, host: host, readers: readers, digests: digests,
-		mappedIndex: make(map[mappedKey]image.Index), flags: make(map[int]map[uint64]procfs.VMFlags),
+		mappedIndex: make(map[mappedKey]image.Index), flags: make(map[int]map[uint64]procfs.VMFlags), summedUp: make(map[string]bool),
 		objectIndex: make(map[fileID]image.Index),
 	}
 }
@@ -119,6 +120,9 @@ func (d *TreeDump) Layout(ctx context.Context, round int, pids []int) (*image.La
 			return nil, err
 		}
 		if err := d.findObjects(p); err != nil {
+			return nil, err
+		}
+		if err := d.sumUp(ctx, p); err != nil {
 			return nil, err
 		}
 		l.Processes = append(l.Processes, image.ProcessState{PID: pid, Space: processSpace + uint32(i), Mappings: mappings, Threads: leaderFirst(pid, threads)})

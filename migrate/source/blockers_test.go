@@ -151,6 +151,7 @@ func TestBlockers(t *testing.T) {
 		{"memory, a descriptor outside", nil, `f = must(libc.memfd_create(b"m", 0)); os.ftruncate(f, 4096); m = must(libc.mmap(None, 4096, 3, 1, f, 0))` + leftBehindWithout("libc.munmap(ctypes.c_void_p(m), 4096)") + `os.close(f)`, []blocker{{migrate.CodeOutsideEnd, "is in the hands of process"}}, ""},
 		{"descriptor, memory outside", nil, `f = must(libc.memfd_create(b"m", 0)); os.ftruncate(f, 4096); m = must(libc.mmap(None, 4096, 3, 1, f, 0))` + leftBehindWithout("os.close(f)") + `must(libc.munmap(ctypes.c_void_p(m), 4096))`, []blocker{{migrate.CodeOutsideEnd, "is of memory that process"}}, ""},
 		{"common memfd", nil, `f = must(libc.memfd_create(b"m", 0)); os.ftruncate(f, 4096); must(libc.mmap(None, 4096, 3, 1, f, 0)); os.close(f)` + leftBehind, []blocker{{migrate.CodeOutsideEnd, "memory /memfd:m (deleted) at "}}, ""},
+		{"eventfd from outside", nil, `e = os.eventfd(0)` + leftBehind, []blocker{{migrate.CodeOutsideEnd, "is also held by process"}}, ""},
 		{"memfd from outside", nil, `f = must(libc.memfd_create(b"m", 0)); os.ftruncate(f, 4096)` + leftBehind, []blocker{{migrate.CodeOutsideEnd, "is also held by process"}}, ""},
 		{"deadline", nil, `must(libc.syscall(314, 0, struct.pack("IIQiIQQQ", 48, 6, 0, 0, 0, 10**6, 10**8, 10**8), 0))`, []blocker{{migrate.CodeProcessState, "SCHED_DEADLINE"}}, ""},
 		{"terminal", nil, `m, s = os.openpty(); fcntl.ioctl(s, 0x540E, 0)`, []blocker{{migrate.CodeProcessState, "controlling terminal"}, {migrate.CodeDescriptor, "descriptor "}}, ""},

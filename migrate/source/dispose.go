@@ -32,9 +32,10 @@ func (m *Migration) Dispose(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	var errs []error
-	if m.sender != nil {
+	if m.sender != nil && !m.killing {
 		errs = append(errs, m.forwardSignals(ctx))
 	}
+	m.killing = true
 	for _, p := range m.processes {
 		if err := p.kill(); err != nil {
 			return errors.Join(append(errs, fmt.Errorf("killing process %d: %w", p.pid, err))...)

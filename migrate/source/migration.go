@@ -89,6 +89,8 @@ type Migration struct {
 	over     bool // resumed or disposed of
 	resumed  Resumed
 	caught   time.Time // of one that was recovered: when its processes were first stopped
+	left     time.Time // when its control group was first to be left
+	killing  bool      // it is being disposed of
 
 	gauges gauges
 }

@@ -1,6 +1,8 @@
 package source
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/image"
 )
 
 // midway makes a victim's kind that does something in the middle of a
@@ -116,9 +119,65 @@ func init() {
 		// Below it the victim finds its directory by the same name.
 		return errors.Join(os.MkdirAll(dir+"/root"+dir, 0o700), unix.Chroot(dir+"/root"), unix.Chdir("/"))
 	})
+	victims["reader"] = midway(func(dir string) error {
+		if err := os.WriteFile(dir+"/opened", []byte("content"), 0o600); err != nil {
+			return err
+		}
+		for _, flags := range []int{unix.O_RDONLY, unix.O_PATH} {
+			if _, err := unix.Open(dir+"/opened", flags|unix.O_CLOEXEC, 0); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	for _, c := range changes {
 		victims[c.kind] = midway(c.do)
 	}
+}
+
+// What a file has in it is known of those that were opened while the memory was
+// copied, too, and of those that were open before: the destination compares it.
+func TestOpenFilesAreSummedUp(t *testing.T) {
+	h := newHost(t)
+	v := startVictim(t, "reader")
+	path := filepath.Join(v.dir, "opened")
+	want := sha256.Sum256([]byte("content"))
+	check := func(m *image.Image) {
+		t.Helper()
+		found := 0
+		for i := range m.Files {
+			if f := &m.Files[i]; f.Path == path {
+				found++
+				if !bytes.Equal(f.Identity.Digest, want[:]) {
+					t.Errorf("%s has the digest %x", f.Kind, f.Identity.Digest)
+				}
+			}
+		}
+		if found != 2 {
+			t.Errorf("it is there %d times", found)
+		}
+	}
+	m := start(t, h, v.pid, migrate.Options{})
+	r := newReplica()
+	r.onRound = func(n uint32) {
+		if n == 0 {
+			v.order("go")
+			v.awaitDone()
+		}
+	}
+	if err := m.Run(t.Context(), r.connect(t), &recorder{}); err != nil {
+		t.Fatal(err)
+	}
+	check(m.image)
+	if _, err := m.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	in, err := newHost(t).Inspect(t.Context(), inspection(v.pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(in.Inventory)
+	v.finish()
 }
 
 // What stands in the way of a migration ends it too if it comes up only while

@@ -96,11 +96,29 @@ func (p *process) check() error {
 	if p.exited() {
 		return fmt.Errorf("%w: process %d has exited", ErrProcess, p.pid)
 	}
-	_, err := p.memory.ReadAt(make([]byte, 1), int64(p.probe))
-	if errors.Is(err, io.EOF) {
+	if p.leftMemory() {
 		return fmt.Errorf("%w: process %d has exited or executed another program", ErrProcess, p.pid)
 	}
 	return nil
+}
+
+// leftMemory reports whether the address space that it had at first is gone.
+func (p *process) leftMemory() bool {
+	_, err := p.memory.ReadAt(make([]byte, 1), int64(p.probe))
+	return errors.Is(err, io.EOF)
+}
+
+// ending reports whether the process has exited or is about to: its memory goes
+// first, and as long as it has threads that are on their way out it still exists.
+func (p *process) ending() bool {
+	if p.exited() {
+		return true
+	}
+	if !p.leftMemory() {
+		return false
+	}
+	stat, err := procfs.Process{PID: p.pid}.Stat() // of another program, if it has executed one
+	return errors.Is(err, procfs.ErrGone) || err == nil && stat.Exiting()
 }
 
 // exited reports whether the process has exited, be it reaped or not.

@@ -315,6 +315,43 @@ func TestResumedInTwoTries(t *testing.T) {
 	v.finish()
 }
 
+// So it is with the end of a frozen copy: what another try finds is dead already.
+func TestDisposedInTwoTries(t *testing.T) {
+	h := newHost(t)
+	v := startVictim(t, "churn")
+	m := start(t, h, v.pid, migrate.Options{})
+	if err := m.Run(t.Context(), newReplica().connect(t), &recorder{}); err != nil {
+		t.Fatal(err)
+	}
+	other := exec.Command("sleep", "1000")
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = other.Process.Kill()
+		_ = other.Wait()
+	}()
+	if err := m.group.Add(other.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	origin := m.plan.Processes[0].Origin
+	m.plan.Processes[0].Origin = t.TempDir()
+	if err := m.Dispose(t.Context()); err == nil {
+		t.Fatal("a process that has no way out of the group is no problem")
+	}
+	m.plan.Processes[0].Origin = origin
+	if err := m.Dispose(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := v.cmd.Wait(); err == nil {
+		t.Error("victim ends well")
+	}
+	v.ended = true
+	if _, err := os.Stat(m.group.Dir()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("group is left over: %v", err)
+	}
+}
+
 // A process that an agent has left frozen, and that the next one cannot stop at
 // first, stays frozen until it can be mended.
 func TestMendedLater(t *testing.T) {

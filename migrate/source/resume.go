@@ -135,7 +135,7 @@ func (m *Migration) stood(frozenAt int64) (time.Duration, error) {
 // killed reports whether a process of the tree is gone.
 func (m *Migration) killed() bool {
 	for _, p := range m.processes {
-		if p.exited() {
+		if p.ending() {
 			return true
 		}
 	}
@@ -180,8 +180,15 @@ func lost(taken []error) string {
 // everything. After an error it may be called again.
 func (m *Migration) leave(ctx context.Context) error {
 	if m.grouped {
+		if m.left.IsZero() {
+			m.left = time.Now()
+		}
 		if err := m.leaveGroup(ctx); err != nil {
-			return err
+			if time.Since(m.left) < leaveFor {
+				return err
+			}
+			// Others wait for the end of this, and the process runs.
+			m.resumed.Lost = "it stays in a control group of ours: " + err.Error()
 		}
 		m.grouped = false
 	}
@@ -197,6 +204,9 @@ func (m *Migration) leave(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// leaveFor is how long it is tried.
+const leaveFor = time.Minute
+
 func (m *Migration) leaveGroup(ctx context.Context) error {
 	var errs []error
 	for _, p := range m.processes {
@@ -207,8 +217,10 @@ func (m *Migration) leaveGroup(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
-	errs = append(errs, m.emptyGroup(), m.group.Remove(ctx))
-	return errors.Join(errs...)
+	if err := errors.Join(append(errs, m.emptyGroup())...); err != nil {
+		return err // to wait for an empty group would be in vain
+	}
+	return m.group.Remove(ctx)
 }
 
 // emptyGroup moves what the tree has started meanwhile to where the tree is.
@@ -288,7 +300,11 @@ func (m *Migration) catch(ctx context.Context) error {
 		return nil
 	}
 	if frozen {
-		err = errors.Join(err, m.group.Freeze(ctx))
+		again, cancel := context.WithTimeout(context.WithoutCancel(ctx), standTimeout)
+		err = errors.Join(err, m.group.Freeze(again))
+		cancel()
+	} else {
+		err = errors.Join(err, m.group.Thaw())
 	}
 	for _, p := range m.processes {
 		err = errors.Join(err, p.release())

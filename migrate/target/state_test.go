@@ -314,7 +314,7 @@ a, b = socket.socketpair(); a.send(b"queued"); a.shutdown(socket.SHUT_WR)
 c, e = socket.socketpair(type=socket.SOCK_DGRAM); [c.send(m) for m in (b"datagram", b"", b"l" * 150000, b"", b"after empty ones")]; e.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100000)
 peeker, peeked = socket.socketpair(); peeked.send(b"to peek ab"); peeker.setsockopt(socket.SOL_SOCKET, 42, 8) # SO_PEEK_OFF
 for name, value in ((34, 1), (12, 5), (36, 77)): a.setsockopt(socket.SOL_SOCKET, name, value) # SO_PASSSEC, SO_PRIORITY, SO_MARK
-s1, s2 = socket.socketpair(type=socket.SOCK_SEQPACKET); [s1.send(m) for m in (b"", b"packet")]; s1.shutdown(socket.SHUT_WR)
+s1, s2 = socket.socketpair(type=socket.SOCK_SEQPACKET); [s1.send(m) for m in (b"", b"", b"", b"packet")]; s1.shutdown(socket.SHUT_WR)
 lone, dead = socket.socketpair(); dead.send(b"last words"); dead.close()
 fcntl.flock(append, fcntl.LOCK_SH)
 fcntl.lockf(deleted, fcntl.LOCK_EX, 10, 5)
@@ -426,7 +426,7 @@ def verify():
     check("events", os.eventfd_read(event) == 1 and os.eventfd_read(event) == 1)
     check("queue", b.recv(100) == b"queued" and b.recv(100) == b"")
     check("datagrams", [e.recv(200000) for i in range(5)] == [b"datagram", b"", b"l" * 150000, b"", b"after empty ones"])
-    check("packets of a socket", [s2.recv(100) for i in range(3)] == [b"", b"packet", b""])
+    check("packets of a socket", [s2.recv(100) for i in range(5)] == [b"", b"", b"", b"packet", b""])
     check("socket options", [a.getsockopt(socket.SOL_SOCKET, name) for name in (34, 12, 36)] == [1, 5, 77])
     check("owner", fcntl.fcntl(a, fcntl.F_GETOWN) == os.getpid() and fcntl.fcntl(a, 11) == signal.SIGUSR1 and fcntl.fcntl(a, fcntl.F_GETFL) & os.O_ASYNC)
     check("lone", lone.recv(100) == b"last words" and lone.recv(100) == b"")
