@@ -148,9 +148,9 @@ func (r *replica) take(conn net.Conn, m pageserver.Message) error {
 		if r.silent {
 			return nil
 		}
-		time.Sleep(r.way)
+		<-time.After(r.way)
 		arrived := time.Now()
-		time.Sleep(r.builds)
+		<-time.After(r.builds)
 		return wire.WriteReply(conn, wire.Reply{Kind: wire.Prepared, Took: int64(time.Since(arrived))})
 	case wire.KindSignals:
 		var err error
