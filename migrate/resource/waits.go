@@ -80,9 +80,9 @@ func (d *TreeDump) noteSleeps(p procfs.Process) error {
 
 // ContinueWaits has calls of stopped processes that would be made again from
 // their beginning go on with what is left of their time-outs, where that can be
-// done. The processes were stopped by their control group, then by ptrace.
-func (d *TreeDump) ContinueWaits(stopped []*parasite.Process) error {
-	const stops = 2 // each puts a thread to sleep once
+// done. The processes were stopped by their control group, and were frozen by
+// then, and after that by ptrace.
+func (d *TreeDump) ContinueWaits(stopped []*parasite.Process, frozen time.Time) error {
 	if len(d.waits.sleeps) == 0 {
 		return nil
 	}
@@ -95,8 +95,8 @@ func (d *TreeDump) ContinueWaits(stopped []*parasite.Process) error {
 			noted, ok := d.waits.sleeps[tid]
 			switch {
 			case !ok:
-			case now[tid].Switches != noted.Switches+stops:
-				delete(d.waits.sleeps, tid) // it has woken up, and perhaps gone to sleep again
+			case !stillSleeps(noted, now[tid], frozen):
+				delete(d.waits.sleeps, tid) // perhaps it has gone to sleep again
 			default:
 				if err := continueWait(target.Thread(tid), time.Until(noted.Until)); err != nil {
 					return err
@@ -105,6 +105,16 @@ func (d *TreeDump) ContinueWaits(stopped []*parasite.Process) error {
 		}
 	}
 	return nil
+}
+
+// stillSleeps reports whether a thread that was stopped, and slept before, had not
+// woken up by then. Each of the two stops puts it to sleep once; but one that is
+// interrupted on its way into the freezer does not sleep there, and so another sleep
+// of the program's could be taken for that. What would have ended before the thread
+// was frozen has ended.
+func stillSleeps(noted, now procfs.Sleep, frozen time.Time) bool {
+	const stops = 2
+	return now.Switches == noted.Switches+stops && noted.Until.After(frozen)
 }
 
 func continueWait(t *parasite.Thread, left time.Duration) error {

@@ -65,6 +65,7 @@ func (m *Migration) stop(ctx context.Context) error {
 	if err := m.group.Freeze(ctx); err != nil {
 		return err
 	}
+	frozen := time.Now()
 	var group errgroup.Group
 	for _, p := range m.processes {
 		group.Go(func() error { return p.stop(ctx) })
@@ -73,7 +74,7 @@ func (m *Migration) stop(ctx context.Context) error {
 		return fmt.Errorf("stopping the process: %w", err)
 	}
 	if m.dump != nil {
-		if err := m.dump.ContinueWaits(m.targets()); err != nil {
+		if err := m.dump.ContinueWaits(m.targets(), frozen); err != nil {
 			return err
 		}
 	}
