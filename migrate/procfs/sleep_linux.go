@@ -38,9 +38,10 @@ type Sleep struct {
 	// Switches is how often the thread has gone to sleep so far
 	// (voluntary_ctxt_switches).
 	Switches uint64
-	// Until is when its time-out ends, if Timed.
-	Until time.Time
-	Timed bool
+	// Until is when its time-out ends, if Timed, at the latest; it does not end before
+	// NotBefore. Between them is what reading takes.
+	Until, NotBefore time.Time
+	Timed            bool
 }
 
 // NewSleepReader loads the BPF program. The error says why there is none; the
@@ -74,6 +75,7 @@ func (r *SleepReader) Sleeps(p Process) (map[int]Sleep, error) {
 	if r.program == nil {
 		return nil, nil
 	}
+	before := time.Now()
 	records, err := r.read(p)
 	if err != nil {
 		return nil, err
@@ -84,7 +86,8 @@ func (r *SleepReader) Sleeps(p Process) (map[int]Sleep, error) {
 		s := Sleep{Switches: records[i].switches}
 		for at := range records[i].timers(&r.timer) {
 			if at.function == r.wakeup {
-				s.Timed, s.Until = true, now.Add(time.Duration(at.expires-records[i].now))
+				left := time.Duration(at.expires - records[i].now)
+				s.Timed, s.Until, s.NotBefore = true, now.Add(left), before.Add(left)
 				break
 			}
 		}

@@ -114,7 +114,7 @@ func (d *TreeDump) ContinueWaits(stopped []*parasite.Process, frozen time.Time) 
 // was frozen has ended.
 func stillSleeps(noted, now procfs.Sleep, frozen time.Time) bool {
 	const stops = 2
-	return now.Switches == noted.Switches+stops && noted.Until.After(frozen)
+	return now.Switches == noted.Switches+stops && noted.NotBefore.After(frozen)
 }
 
 func continueWait(t *parasite.Thread, left time.Duration) error {

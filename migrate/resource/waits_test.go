@@ -24,7 +24,7 @@ func TestStillSleeps(t *testing.T) {
 		"timed out at the moment of freezing": {0, 2, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			noted := procfs.Sleep{Switches: 7, Until: frozen.Add(tt.until)}
+			noted := procfs.Sleep{Switches: 7, NotBefore: frozen.Add(tt.until), Until: frozen.Add(tt.until + time.Millisecond)}
 			if got := stillSleeps(noted, procfs.Sleep{Switches: 7 + tt.switches}, frozen); got != tt.want {
 				t.Errorf("%v", got)
 			}
