@@ -282,7 +282,7 @@ func TestBadRequests(t *testing.T) {
 	}{
 		{"no JSON", "POST", "/v1/migrations", "{", nil, 400, api.CodeInvalid, ""},
 		{"no PID", "POST", "/v1/migrations", `{"from":"a","to":"b"}`, nil, 422, api.CodeInvalid, "pid"},
-		{"PID 0", "POST", "/v1/migrations", `{"pid":0,"from":"a","to":"b"}`, nil, 422, api.CodeInvalid, "pid 0: expected number >= 1"},
+		{"PID of more than 32 bits", "POST", "/v1/migrations", `{"pid":4294967296,"from":"a","to":"b"}`, nil, 422, api.CodeInvalid, "pid 4294967296: expected number <= 2147483647"},
 		{"no destination", "POST", "/v1/migrations", `{"pid":7,"from":"a"}`, nil, 422, api.CodeInvalid, "to"},
 		{"unknown field", "POST", "/v1/migrations", `{"pid":7,"from":"a","to":"b","x":1}`, nil, 422, api.CodeInvalid, "x"},
 		{"unknown compression", "POST", "/v1/migrations", `{"pid":7,"from":"a","to":"b","options":{"compress":"lzw"}}`, nil, 422, api.CodeInvalid, "lzw"},
