@@ -49,7 +49,35 @@ func build(t *testing.T, args ...string) {
 	}
 }
 
-var result = regexp.MustCompile(`^\s*--- (PASS|FAIL|SKIP): (\S+)`)
+var (
+	result = regexp.MustCompile(`^\s*--- (PASS|FAIL|SKIP): (\S+)`)
+	begun  = regexp.MustCompile(`^=== RUN +[^/]+$`)
+)
+
+// without is what a program of tests said, without the tests that went well.
+// A test's words reach from its first line to the next test's.
+func without(lines []string) []string {
+	var kept, block []string
+	well := false
+	end := func() {
+		if !well {
+			kept = append(kept, block...)
+		}
+		block, well = nil, false
+	}
+	for _, line := range lines {
+		if begun.MatchString(line) {
+			end()
+		}
+		found := result.FindStringSubmatch(line)
+		block = append(block, line)
+		if found != nil && line[0] != ' ' {
+			well = found[1] != "FAIL"
+		}
+	}
+	end()
+	return kept
+}
 
 // The kernel of the distribution has soft-dirty and lacks what newer ones have:
 // everything that touches the kernel works there too.
@@ -113,7 +141,12 @@ func TestDebianKernel(t *testing.T) {
 		})
 	}
 
-	err = guest.Boot(t.Context(), dir, func(line string) { t.Log(line) }, func(o Outcome) {
+	say := func(line string) {
+		if testing.Verbose() { // those that fail are told in any case
+			t.Log(line)
+		}
+	}
+	err = guest.Boot(t.Context(), dir, say, func(o Outcome) {
 		t.Run(o.Package, func(t *testing.T) {
 			var passed []string
 			for _, line := range o.Lines {
@@ -127,7 +160,7 @@ func TestDebianKernel(t *testing.T) {
 				}
 			}
 			if o.Status != "0" || len(passed) == 0 {
-				t.Errorf("ended with %s, %d tests passed", o.Status, len(passed)) // its words stand above
+				t.Errorf("ended with %s, %d tests passed\n%s", o.Status, len(passed), strings.Join(without(o.Lines), "\n"))
 			}
 		})
 	})
@@ -165,6 +198,19 @@ func TestListen(t *testing.T) {
 	_, err = listen(strings.NewReader(MarkTrap+"no ttyS1\n"), func(string) {}, func(Outcome) {})
 	if err == nil || err.Error() != "no ttyS1" {
 		t.Errorf("trap: %v", err)
+	}
+}
+
+// Of what a program of tests said, its failures are told.
+func TestWithout(t *testing.T) {
+	said := []string{
+		"=== RUN   TestA", "=== RUN   TestA/one", "a", "--- PASS: TestA (0.00s)", "    --- PASS: TestA/one (0.00s)",
+		"=== RUN   TestB", "=== RUN   TestB/one", "b", "--- FAIL: TestB (0.00s)", "    --- FAIL: TestB/one (0.00s)",
+		"=== RUN   TestC", "c", "--- SKIP: TestC (0.00s)",
+		"=== RUN   TestD", "d", "panic: D", "goroutine 1 [running]:",
+	}
+	if got, want := without(said), append(slices.Clone(said[5:10]), said[13:]...); !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 
