@@ -23,3 +23,8 @@ func (hostAddresses) Check(p netip.Prefix) (unfit string, err error) {
 func (hostAddresses) Put(p netip.Prefix) (bool, error) { return address.Put(p) }
 func (hostAddresses) Remove(a netip.Addr) error        { return address.Remove(a) }
 func (hostAddresses) Announce(p netip.Prefix) error    { return address.Announce(p) }
+func (hostAddresses) Speak(name string) error          { return address.Speak(name) }
+
+func (hostAddresses) Silence(name string, addresses []netip.Addr) error {
+	return address.Silence(name, addresses)
+}

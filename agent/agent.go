@@ -294,6 +294,9 @@ func (a *Agent) takeUp(e entry) {
 	close(s.reserved)
 	s.failed = errors.New("the agent was lost and with it the reservation")
 	s.logger.Info("recovering", keyPhase, string(e.Phase), keyOutcome, string(e.Outcome))
+	if e.Side == migrate.SideSource && e.Phase != phaseOver {
+		a.addresses.markSilent(e.Addresses)
+	}
 	drive := (&incoming{session: s}).resumeRecovered
 	switch {
 	case e.Phase == phaseOver:

@@ -3,6 +3,10 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/pagurus-project/pagurus/migrate"
 	migratev1 "github.com/pagurus-project/pagurus/proto/migrate/v1"
@@ -15,10 +19,30 @@ func optionsOf(o *migratev1.Options) (migrate.Options, error) {
 		Compress: migrate.Compression(o.GetCompress()), MaxRounds: int(o.GetMaxRounds()),
 		Strict: o.GetStrict(), Rehearse: o.GetRehearse(), Verify: o.GetVerify(), AllowDegraded: o.GetAllowDegraded(),
 	}
+	for _, text := range o.GetWithAddresses() {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return options, fmt.Errorf("options: %w", err)
+		}
+		options.WithAddresses = append(options.WithAddresses, a)
+	}
 	if err := options.Validate(); err != nil {
 		return options, fmt.Errorf("options: %w", err)
 	}
 	return options.WithDefaults(), nil
+}
+
+// prefixesOf reads the service addresses of an order.
+func prefixesOf(list []string) ([]netip.Prefix, error) {
+	var all []netip.Prefix
+	for _, text := range list {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, status.Error(codes.InvalidArgument, err.Error())
+		}
+		all = append(all, p)
+	}
+	return all, nil
 }
 
 func findingsToProto(list []migrate.Finding) []*migratev1.Finding {

@@ -35,7 +35,7 @@ func FuzzOptionsOf(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if err := options.Validate(); err != nil || options != options.WithDefaults() || options.MaxDowntime <= 0 || options.MaxRounds <= 0 {
+		if err := options.Validate(); err != nil || !options.Equal(options.WithDefaults()) || options.MaxDowntime <= 0 || options.MaxRounds <= 0 {
 			t.Errorf("%v becomes %+v: %v", &o, options, err)
 		}
 	})

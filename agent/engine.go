@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/pagurus-project/pagurus/migrate"
@@ -38,6 +39,9 @@ type SourceConfig struct {
 	PID       int
 	Options   migrate.Options
 	Token     []byte
+	// Addresses are the service addresses that go along; of a look, those of this
+	// host, from which it chooses.
+	Addresses []netip.Prefix
 	// Save keeps a plan by which everything can be undone. It is called before
 	// each step that a later plan undoes.
 	Save func(plan json.RawMessage) error

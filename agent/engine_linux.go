@@ -142,7 +142,8 @@ func (s sourceEngine) Start(ctx context.Context, c SourceConfig) (Outgoing, erro
 
 func configOf(c SourceConfig) source.Config {
 	return source.Config{
-		Migration: c.Migration, Epoch: c.Epoch, PID: c.PID, Options: c.Options, Token: c.Token, Save: saver[source.Plan](c.Save),
+		Migration: c.Migration, Epoch: c.Epoch, PID: c.PID, Options: c.Options, Token: c.Token,
+		Addresses: c.Addresses, Save: saver[source.Plan](c.Save),
 	}
 }
 

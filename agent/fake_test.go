@@ -36,6 +36,7 @@ type machine struct {
 	addresses map[netip.Addr]bool
 	known     map[netip.Addr]bool // to the neighbours
 	announced []netip.Addr
+	silent    map[string][]netip.Addr // by the name of the silence
 }
 
 // A gate holds an engine up at a step until the test lets it through.
@@ -47,7 +48,7 @@ type gate struct {
 func newMachine(t testing.TB, name string, running ...int) *machine {
 	m := &machine{
 		t: t, name: name, processes: map[int]string{}, failing: map[string]int{}, gates: map[string]*gate{},
-		addresses: map[netip.Addr]bool{}, known: map[netip.Addr]bool{},
+		addresses: map[netip.Addr]bool{}, known: map[netip.Addr]bool{}, silent: map[string][]netip.Addr{},
 	}
 	for _, pid := range running {
 		m.processes[pid] = "running"
@@ -172,6 +173,29 @@ func (f fakeAddresses) Announce(p netip.Prefix) error {
 		f.machine.announced = append(f.machine.announced, p.Addr())
 		f.machine.known[p.Addr()] = true
 	}
+	return nil
+}
+
+func (f fakeAddresses) Silence(name string, addresses []netip.Addr) error {
+	if err := f.machine.step(context.Background(), "silence "+name); err != nil {
+		return err
+	}
+	f.machine.mu.Lock()
+	defer f.machine.mu.Unlock()
+	if f.machine.silent[name] != nil {
+		return errors.New("it is silent already")
+	}
+	f.machine.silent[name] = addresses
+	return nil
+}
+
+func (f fakeAddresses) Speak(name string) error {
+	if err := f.machine.step(context.Background(), "speak "+name); err != nil {
+		return err
+	}
+	f.machine.mu.Lock()
+	defer f.machine.mu.Unlock()
+	delete(f.machine.silent, name)
 	return nil
 }
 

@@ -356,11 +356,13 @@ func (h *host) awaitEmptyJournal() {
 // A move is one migration from a to b as a coordinator orders it.
 type move struct {
 	*cluster
-	id      string
-	ref     *migratev1.Ref
-	options *migratev1.Options
-	token   []byte
-	page    string
+	id        string
+	ref       *migratev1.Ref
+	options   *migratev1.Options
+	token     []byte
+	page      string
+	addresses []string // that go along
+	index     uint64   // that decisions tell
 }
 
 func (c *cluster) newMove(id string) *move {
@@ -370,7 +372,11 @@ func (c *cluster) newMove(id string) *move {
 
 func (m *move) reserveRequest() *migratev1.ReserveRequest {
 	m.t.Helper()
-	inventory, err := inventory(pid).Encode()
+	what := inventory(pid)
+	for _, text := range m.addresses {
+		what.Addresses = append(what.Addresses, netip.MustParsePrefix(text))
+	}
+	inventory, err := what.Encode()
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -388,7 +394,7 @@ func (m *move) reserve() {
 
 func (m *move) startRequest() *migratev1.StartRequest {
 	return &migratev1.StartRequest{
-		Ref: m.ref, Pid: pid, Options: m.options, DestinationHost: "host-b", PageAddress: m.page, Token: m.token,
+		Ref: m.ref, Pid: pid, Options: m.options, DestinationHost: "host-b", PageAddress: m.page, Token: m.token, Addresses: m.addresses,
 	}
 }
 
@@ -425,7 +431,7 @@ func (m *move) awaitEnded(h *host) *migratev1.Ended {
 // decide tells one side a decision and wants one outcome.
 func (m *move) decide(h *host, d migratev1.Decision, want migratev1.Outcome) *migratev1.DecideResponse {
 	m.t.Helper()
-	resp, err := h.orders.Decide(m.t.Context(), &migratev1.DecideRequest{Ref: m.ref, Decision: d, Reason: "because"})
+	resp, err := h.orders.Decide(m.t.Context(), &migratev1.DecideRequest{Ref: m.ref, Decision: d, Reason: "because", AddressesIndex: m.index})
 	if err != nil || resp.GetOutcome() != want {
 		m.t.Fatalf("%s answers %v to %v with %v, %v, want %v", h.name, resp.GetOutcome(), d, resp, err, want)
 	}
@@ -439,7 +445,7 @@ func (m *move) commit() *migratev1.DecideResponse {
 
 func (m *move) dispose() {
 	m.t.Helper()
-	if _, err := m.a.orders.Dispose(m.t.Context(), &migratev1.DisposeRequest{Ref: m.ref}); err != nil {
+	if _, err := m.a.orders.Dispose(m.t.Context(), &migratev1.DisposeRequest{Ref: m.ref, AddressesIndex: m.index}); err != nil {
 		m.t.Fatal(err)
 	}
 }

@@ -164,6 +164,10 @@ func (i *incoming) prepared() {
 // commit lets the process run here.
 func (i *incoming) commit() {
 	i.agent.journal.hold(holdCommitting)
+	addresses := i.is().Addresses
+	if len(addresses) > 0 {
+		i.agent.addresses.arrive(i.heardUpTo(), addresses)
+	}
 	var ran Ran
 	done := i.persist("running the process", i.aborted, func(ctx context.Context) error {
 		if err := i.recoverEngine(ctx); err != nil {
@@ -174,7 +178,11 @@ func (i *incoming) commit() {
 		}
 		var err error
 		ran, err = i.shell.Commit(ctx)
-		if err == nil && ran.Downtime == 0 && !ran.NeverRan {
+		switch {
+		case err != nil:
+		case ran.NeverRan:
+			err = i.giveAddressesBack()
+		case ran.Downtime == 0:
 			err = i.addLostTime(&ran)
 		}
 		return err
@@ -212,14 +220,32 @@ func (i *incoming) addLostTime(ran *Ran) error {
 	return nil
 }
 
+// giveAddressesBack takes off what has come here by a COMMIT that came to nothing.
+func (i *incoming) giveAddressesBack() error {
+	if addresses := i.is().Addresses; len(addresses) > 0 {
+		return i.agent.addresses.depart(i.heardUpTo(), addresses)
+	}
+	return nil
+}
+
 // release removes the shell. err is why it is given up without the log's word.
 func (i *incoming) release(err error) {
 	i.hangUp()
 	done := i.persist("removing the shell", nil, func(ctx context.Context) error {
-		if err := i.recoverEngine(ctx); err != nil || i.shell == nil {
+		if err := i.recoverEngine(ctx); err != nil {
 			return err
 		}
-		return i.shell.Release(ctx)
+		if i.shell != nil {
+			if err := i.shell.Release(ctx); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-i.committed:
+			return i.giveAddressesBack()
+		default:
+			return nil
+		}
 	})
 	if done {
 		i.finish(func(e *entry) {

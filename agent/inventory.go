@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -119,7 +120,7 @@ func commandLine(data []byte) string {
 
 // inspect is the source's half of preflight: what can be seen without touching
 // the process, and if nothing stands in the way there, what the engine sees.
-func (a *Agent) inspect(ctx context.Context, pid int, migration string, o migrate.Options) (Inspection, error) {
+func (a *Agent) inspect(ctx context.Context, pid int, migration string, service []netip.Prefix, o migrate.Options) (Inspection, error) {
 	free, err := a.looks.claim(ctx, pid)
 	if err != nil {
 		return Inspection{}, err
@@ -132,7 +133,7 @@ func (a *Agent) inspect(ctx context.Context, pid int, migration string, o migrat
 	id := inspectionOf(pid)
 	var last json.RawMessage
 	looked, err := a.config.Source.Inspect(ctx, SourceConfig{
-		Migration: id, PID: pid, Options: o,
+		Migration: id, PID: pid, Options: o, Addresses: service,
 		Save: func(plan json.RawMessage) error {
 			last = plan
 			return a.journal.writeInspection(id, plan)

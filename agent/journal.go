@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -57,7 +58,8 @@ type entry struct {
 	PIDs      []int           `json:"pids"` // that nobody else may migrate meanwhile
 	Peer      string          `json:"peer"` // the other host
 	Phase     phase           `json:"phase"`
-	Plan      json.RawMessage `json:"plan,omitempty"` // of the engine
+	Plan      json.RawMessage `json:"plan,omitempty"`      // of the engine
+	Addresses []netip.Prefix  `json:"addresses,omitempty"` // service addresses that go along
 
 	// Of a destination that is prepared: CLOCK_BOOTTIME then, in nanoseconds.
 	PreparedAt int64 `json:"prepared_at,omitempty"`

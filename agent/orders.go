@@ -78,7 +78,7 @@ func (a *Agent) admit(ctx context.Context, s *session, drive func(), same func(*
 		if err != nil || old == nil || old == s || same(old) {
 			return old, err
 		}
-		old.hear(migrate.DecisionAbort, "a newer attempt has taken its place")
+		old.hear(migrate.DecisionAbort, "a newer attempt has taken its place", 0)
 		if err := old.await(ctx); err != nil {
 			return nil, err
 		}
@@ -174,7 +174,11 @@ func (o orders) Inspect(ctx context.Context, req *migratev1.InspectRequest) (*mi
 		}
 		o.agent.journal.hold(holdInspecting)
 	}
-	look, err := o.agent.inspect(ctx, int(req.GetPid()), req.GetRef().GetMigration(), options)
+	service, err := prefixesOf(req.GetServiceAddresses())
+	if err != nil {
+		return nil, err
+	}
+	look, err := o.agent.inspect(ctx, int(req.GetPid()), req.GetRef().GetMigration(), service, options)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
@@ -182,6 +186,9 @@ func (o orders) Inspect(ctx context.Context, req *migratev1.InspectRequest) (*mi
 		Tree: processesToProto(look.Tree), Blockers: findingsToProto(look.Blockers), Warnings: findingsToProto(look.Warnings),
 	}
 	if look.Inventory != nil {
+		for _, p := range look.Inventory.Addresses {
+			resp.Addresses = append(resp.Addresses, p.String())
+		}
 		if resp.Inventory, err = look.Inventory.Encode(); err != nil {
 			return nil, status.Error(codes.Internal, err.Error())
 		}
@@ -203,12 +210,16 @@ func (o orders) Reserve(ctx context.Context, req *migratev1.ReserveRequest) (*mi
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	if req.GetCheckOnly() {
+	unfit, err := a.addresses.blockers(inventory.Addresses)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	if req.GetCheckOnly() || len(unfit) > 0 {
 		blockers, warnings, err := a.config.Target.Check(ctx, inventory, options)
 		if err != nil {
 			return nil, status.Error(codes.Internal, err.Error())
 		}
-		return &migratev1.ReserveResponse{Blockers: findingsToProto(blockers), Warnings: findingsToProto(warnings)}, nil
+		return &migratev1.ReserveResponse{Blockers: findingsToProto(append(unfit, blockers...)), Warnings: findingsToProto(warnings)}, nil
 	}
 	ref := req.GetRef()
 	if err := attempt(ref); err != nil {
@@ -219,7 +230,7 @@ func (o orders) Reserve(ctx context.Context, req *migratev1.ReserveRequest) (*mi
 	}
 	s := a.newSession(entry{
 		Migration: ref.GetMigration(), Epoch: ref.GetEpoch(), Side: migrate.SideTarget, PIDs: pidsOf(inventory),
-		Peer: req.GetSourceHost(), Phase: phaseReserved,
+		Peer: req.GetSourceHost(), Phase: phaseReserved, Addresses: inventory.Addresses,
 	})
 	s.token = req.GetToken()
 	config := TargetConfig{
@@ -279,6 +290,10 @@ func (o orders) Start(ctx context.Context, req *migratev1.StartRequest) (*migrat
 	if req.GetPid() < 2 {
 		return nil, status.Errorf(codes.InvalidArgument, "PID %d cannot be moved", req.GetPid())
 	}
+	addresses, err := prefixesOf(req.GetAddresses())
+	if err != nil {
+		return nil, err
+	}
 	// A look at the process that is under way has to end first.
 	free, err := a.looks.claim(ctx, int(req.GetPid()))
 	if err != nil {
@@ -287,10 +302,11 @@ func (o orders) Start(ctx context.Context, req *migratev1.StartRequest) (*migrat
 	defer free()
 	s := a.newSession(entry{
 		Migration: ref.GetMigration(), Epoch: ref.GetEpoch(), Side: migrate.SideSource, PIDs: []int{int(req.GetPid())},
-		Peer: req.GetDestinationHost(), Phase: phaseRunning,
+		Peer: req.GetDestinationHost(), Phase: phaseRunning, Addresses: addresses,
 	})
 	out := &outgoing{session: s, pageAddress: req.GetPageAddress(), config: SourceConfig{
-		Migration: ref.GetMigration(), Epoch: ref.GetEpoch(), PID: int(req.GetPid()), Options: options, Token: req.GetToken(), Save: s.save,
+		Migration: ref.GetMigration(), Epoch: ref.GetEpoch(), PID: int(req.GetPid()), Options: options, Token: req.GetToken(),
+		Addresses: addresses, Save: s.save,
 	}}
 	_, err = a.admit(ctx, s, out.begin, func(old *session) bool { return old.is().Epoch == ref.GetEpoch() })
 	return &migratev1.StartResponse{}, err
@@ -320,7 +336,7 @@ func (o orders) Decide(ctx context.Context, req *migratev1.DecideRequest) (*migr
 		return nil, status.Errorf(codes.FailedPrecondition, "COMMIT of epoch %d, but migration %s is in epoch %d here",
 			req.GetRef().GetEpoch(), e.Migration, e.Epoch)
 	}
-	s.hear(decision, req.GetReason())
+	s.hear(decision, req.GetReason(), req.GetAddressesIndex())
 	if decision == migrate.DecisionCommit && e.Side == migrate.SideSource {
 		return &migratev1.DecideResponse{}, nil // it stays frozen until it is disposed of
 	}
@@ -351,7 +367,7 @@ func (o orders) Dispose(ctx context.Context, req *migratev1.DisposeRequest) (*mi
 	if err != nil {
 		return nil, err
 	}
-	if err := s.orderDisposal(); err != nil {
+	if err := s.orderDisposal(req.GetAddressesIndex()); err != nil {
 		return nil, err
 	}
 	if err := s.await(ctx); err != nil {

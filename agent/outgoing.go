@@ -22,6 +22,13 @@ type outgoing struct {
 	// The page stream, open until this is over: signals cross after COMMIT.
 	pageAddress string
 	conn        net.Conn
+	hushed      *hush // nil: this agent has not silenced the host
+}
+
+// A hush is the silence about the addresses that go along, being made.
+type hush struct {
+	done chan struct{}
+	err  error
 }
 
 var _ SourceEvents = (*outgoing)(nil)
@@ -132,12 +139,25 @@ func (o *outgoing) Frozen() {
 	o.logger.Debug("frozen")
 	o.agent.journal.hold(holdStopped)
 	o.standing(frozen())
+	e := o.is()
+	if len(e.Addresses) == 0 || o.hushed != nil {
+		return
+	}
+	h := &hush{done: make(chan struct{})}
+	o.hushed = h
+	o.agent.running.Go(func() { // it takes a while, and there is something else to do
+		defer close(h.done)
+		h.err = o.agent.addresses.hush(e.Migration, e.Addresses)
+	})
 }
 
 // Promise is called by the engine. It notes the promise and has it sent. From
 // then on this agent, and every one after it, waits for the log.
 func (o *outgoing) Promise(m migrate.Measured) error {
 	o.agent.journal.hold(holdPromising)
+	if err := o.awaitHush(); err != nil {
+		return err
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
@@ -155,6 +175,15 @@ func (o *outgoing) Promise(m migrate.Measured) error {
 	o.logger.Info("promised", "rounds", len(m.Rounds), "bytes", m.Bytes, "wire_bytes", m.WireBytes)
 	o.standingLocked(promised(m))
 	return nil
+}
+
+// awaitHush returns when the host is silent, if it is to be.
+func (o *outgoing) awaitHush() error {
+	if o.hushed == nil {
+		return nil
+	}
+	<-o.hushed.done
+	return o.hushed.err
 }
 
 // promised waits for the log's word and carries it out.
@@ -190,11 +219,19 @@ func (o *outgoing) resume(why func(*entry)) {
 	o.hangUp()
 	var resumed Resumed
 	done := o.persist("resuming the process", nil, func(ctx context.Context) (err error) {
-		if err := o.recoverEngine(ctx); err != nil || o.migration == nil {
+		if err := o.recoverEngine(ctx); err != nil {
 			return err
 		}
-		resumed, err = o.migration.Resume(ctx)
-		return err
+		if o.migration != nil {
+			if resumed, err = o.migration.Resume(ctx); err != nil {
+				return err
+			}
+		}
+		_ = o.awaitHush() // why it failed has been said
+		if e := o.is(); len(e.Addresses) > 0 {
+			return o.agent.addresses.stay(e.Migration, o.heardUpTo(), e.Addresses)
+		}
+		return nil
 	})
 	if !done {
 		return
@@ -222,6 +259,12 @@ func (o *outgoing) resume(why func(*entry)) {
 func (o *outgoing) dispose() {
 	o.agent.journal.hold(holdDisposing)
 	done := o.persist("ending the frozen copy", nil, func(ctx context.Context) error {
+		// Without its address nobody here refuses what comes in late.
+		if e := o.is(); len(e.Addresses) > 0 {
+			if err := o.agent.addresses.leave(e.Migration, o.heardUpTo(), e.Addresses); err != nil {
+				return err
+			}
+		}
 		if err := o.recoverEngine(ctx); err != nil || o.migration == nil {
 			return err
 		}

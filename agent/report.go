@@ -133,7 +133,7 @@ func (s *session) tell() codes.Code {
 	if err != nil {
 		return s.unheard(ctx, err)
 	}
-	s.heard(resp.GetDecision(), resp.GetReason())
+	s.heard(resp.GetDecision(), resp.GetReason(), resp.GetAddressesIndex())
 	return codes.OK
 }
 
@@ -150,7 +150,7 @@ func (s *session) askLog(ctx context.Context) error {
 	if !resp.GetKnown() {
 		return status.Error(codes.NotFound, "the log holds no such migration")
 	}
-	s.heard(resp.GetDecision(), resp.GetReason())
+	s.heard(resp.GetDecision(), resp.GetReason(), resp.GetAddressesIndex())
 	return nil
 }
 
@@ -166,7 +166,7 @@ func (a *Agent) decision(ctx context.Context, e entry) (*migratev1.DecisionRespo
 	return resp, err
 }
 
-func (s *session) heard(d migratev1.Decision, reason string) {
+func (s *session) heard(d migratev1.Decision, reason string, index uint64) {
 	decision, err := decisionOf(d)
 	if err != nil {
 		s.logger.Error("reading a coordinator's answer", keyError, err)
@@ -177,7 +177,7 @@ func (s *session) heard(d migratev1.Decision, reason string) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.hearLocked(decision, reason)
+	s.hearLocked(decision, reason, index)
 	if s.entry.Phase == phaseOver && !s.entry.Announced {
 		if err := s.noteLocked(func(e *entry) { e.Announced = true }); err != nil {
 			s.logger.Warn("noting that the end was heard of", keyError, err)
@@ -203,7 +203,7 @@ func (s *session) unheard(ctx context.Context, err error) codes.Code {
 			s.logger.Error("forgetting", keyError, err)
 		}
 	case phaseRunning, phaseReserved:
-		s.hear(migrate.DecisionAbort, "the coordinators' log holds no such migration")
+		s.hear(migrate.DecisionAbort, "the coordinators' log holds no such migration", 0)
 	default:
 		if !loud {
 			break

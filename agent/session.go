@@ -40,6 +40,7 @@ type session struct {
 	entry    entry // as the journal has it
 	decision migrate.Decision
 	reason   string // of the decision
+	index    uint64 // of the log's last entry that whoever told it took account of
 	trouble  error  // what is in the way of carrying it out, at present
 	news     news
 
@@ -90,6 +91,13 @@ func (s *session) is() entry {
 	return s.entry
 }
 
+// heardUpTo is how much of the log is known to have been taken account of.
+func (s *session) heardUpTo() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.index
+}
+
 // note changes the entry and keeps it. If it cannot be kept, it is as before.
 func (s *session) note(change func(*entry)) error {
 	s.mu.Lock()
@@ -120,13 +128,14 @@ func (s *session) save(plan json.RawMessage) error {
 
 // hear takes the log's word. A COMMIT may still turn into an ABORT, if the
 // destination never ran the process; an ABORT is for ever.
-func (s *session) hear(d migrate.Decision, reason string) {
+func (s *session) hear(d migrate.Decision, reason string, index uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.hearLocked(d, reason)
+	s.hearLocked(d, reason, index)
 }
 
-func (s *session) hearLocked(d migrate.Decision, reason string) {
+func (s *session) hearLocked(d migrate.Decision, reason string, index uint64) {
+	s.index = max(s.index, index)
 	if d == migrate.DecisionNone || d == s.decision || s.decision == migrate.DecisionAbort {
 		return
 	}
@@ -141,7 +150,7 @@ func (s *session) hearLocked(d migrate.Decision, reason string) {
 }
 
 // orderDisposal allows the source's copy to be ended.
-func (s *session) orderDisposal() error {
+func (s *session) orderDisposal(index uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -151,7 +160,7 @@ func (s *session) orderDisposal() error {
 		return status.Errorf(codes.FailedPrecondition, "the %s is %s %s, there is nothing to dispose of",
 			s.entry.Side, s.entry.Phase, s.entry.Outcome)
 	}
-	s.hearLocked(migrate.DecisionCommit, "")
+	s.hearLocked(migrate.DecisionCommit, "", index)
 	select {
 	case <-s.disposal:
 	default:

@@ -56,6 +56,8 @@ func problemOfAddress(err error) error {
 	switch {
 	case errors.Is(err, addresses.ErrNoSuchAddress):
 		return newProblem(http.StatusNotFound, api.CodeNotFound, err.Error())
+	case errors.Is(err, migrate.ErrAddressHeld):
+		return newProblem(http.StatusConflict, api.CodeAddressHeld, err.Error())
 	case errors.Is(err, migrate.ErrAddressTaken):
 		return newProblem(http.StatusConflict, api.CodeAddressTaken, err.Error())
 	case errors.Is(err, addresses.ErrUnfit):

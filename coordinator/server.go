@@ -145,7 +145,7 @@ func Start(c Config) (_ *Server, err error) {
 func (s *Server) lead(ctx context.Context, term uint64) {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.addServers(ctx) })
-	wg.Go(func() { s.addresses.Lead(ctx, term) })
+	wg.Go(func() { s.addresses.Lead(ctx) })
 	s.scheduler.Lead(ctx, term)
 	wg.Wait()
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,7 +30,7 @@ const (
 )
 
 // A fault is a migration that somebody is killed in. It goes from host-a to
-// host-b.
+// host-b, and a service address goes along.
 type fault struct {
 	t       *testing.T
 	ctx     context.Context
@@ -38,6 +39,9 @@ type fault struct {
 	held    *lab.Daemon // an agent that stops itself, or nil
 	hold    string      // the file that makes it
 }
+
+// alongFault is the service address.
+var alongFault = netip.MustParsePrefix("10.77.0.110/24")
 
 // Instants at which to kill: points at which an agent is held (package agent),
 // and what shows that the migration is there.
@@ -138,6 +142,7 @@ func newFault(t *testing.T, flags []string, held, point string) *fault {
 		agentAnswers(ctx, t, h.Name()) // after the case before this one
 	}
 	f := &fault{t: t, ctx: ctx}
+	addAddress(ctx, t, alongFault, "host-a")
 	f.process = start(ctx, t, "host-a", "$BIN/workload", "memory", "-size", "64MiB", "-threads", "3", "-ask", "$ASK")
 	if held != "" {
 		f.held, f.hold = host(t, held).Daemon("agent"), filepath.Join(f.root(held), "run/pagurus/hold")
@@ -150,7 +155,9 @@ func newFault(t *testing.T, flags []string, held, point string) *fault {
 		})
 	}
 	var r migrate.Report
-	f.ask(&r, append([]string{"move", fmt.Sprint(f.process.PID), "--from", "host-a", "--to", "host-b", "--detach"}, flags...)...)
+	f.ask(&r, append([]string{
+		"move", fmt.Sprint(f.process.PID), "--from", "host-a", "--to", "host-b", "--detach", "--with-address", alongFault.Addr().String(),
+	}, flags...)...)
 	f.id = r.ID
 	return f
 }
@@ -158,16 +165,20 @@ func newFault(t *testing.T, flags []string, held, point string) *fault {
 // ask runs migratectl by way of host-c's agent, which is never held or killed.
 func (f *fault) ask(document any, args ...string) {
 	f.t.Helper()
-	sockets := bed.Lab.Sockets()
-	c := exec.CommandContext(f.ctx, filepath.Join(bed.Bin, "migratectl"), append([]string{"--server", sockets[len(sockets)-1], "--json"}, args...)...)
-	c.Env = os.Environ()
-	out, err := c.Output()
+	out, err := f.command(args...).Output()
 	if err == nil {
 		err = json.Unmarshal(out, document)
 	}
 	if err != nil {
 		f.t.Fatalf("migratectl %v: %v", args, err)
 	}
+}
+
+func (f *fault) command(args ...string) *exec.Cmd {
+	sockets := bed.Lab.Sockets()
+	c := exec.CommandContext(f.ctx, filepath.Join(bed.Bin, "migratectl"), append([]string{"--server", sockets[len(sockets)-1], "--json"}, args...)...)
+	c.Env = os.Environ()
+	return c
 }
 
 // isHeld reports whether the agent has stopped itself.
@@ -214,6 +225,12 @@ func (f *fault) judge(outcomes []migrate.State) {
 	}
 	alone(f.t, f.process)
 	content(f.ctx, f.t, f.process)
+	// A host that was lost is told now and then.
+	other := map[string]string{"host-a": "host-b", "host-b": "host-a"}[f.process.Host]
+	f.await("the address to be where the process is", func() bool {
+		return has(f.t, f.process.Host, alongFault.Addr()) && !has(f.t, other, alongFault.Addr())
+	})
+	mustBeAt(f.ctx, f.t, alongFault, f.process.Host)
 	if f.t.Failed() {
 		f.t.Log(bed.Logs("host-a", "host-b"))
 	}

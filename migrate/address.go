@@ -20,8 +20,13 @@ type Address struct {
 	Leaving bool `json:"leaving"`
 }
 
-// ErrAddressTaken says that an address cannot be added, since there is one.
-var ErrAddressTaken = errors.New("there is such an address")
+// Errors of an event of an address that changes nothing.
+var (
+	// ErrAddressTaken says that an address cannot be added, since there is one.
+	ErrAddressTaken = errors.New("there is such an address")
+	// ErrAddressHeld says that an address cannot be removed, since it moves.
+	ErrAddressHeld = errors.New("the address is in a migration")
+)
 
 // ValidateAddress reports what keeps a prefix from being that of a service address.
 func ValidateAddress(p netip.Prefix) error {
@@ -94,44 +99,95 @@ func (e AddressRemoved) apply(before Address) (Address, error) {
 	return before, nil
 }
 
-// Addresses are all service addresses. What Apply does is deterministic, and an
-// event that is repeated changes nothing. They are not safe for concurrent use.
-type Addresses struct{ all map[netip.Addr]Address }
-
-// NewAddresses makes a list of these.
-func NewAddresses(all ...Address) *Addresses {
-	l := &Addresses{all: map[netip.Addr]Address{}}
-	for _, a := range all {
-		l.all[a.Prefix.Addr()] = a
-	}
-	return l
-}
-
-// Apply applies an event and returns the address after it, or what there is of it
-// with ErrAddressTaken. One that was removed, or never was, has no host.
-func (l *Addresses) Apply(e AddressEvent) (Address, error) {
+// ApplyAddress applies an event of an address and returns the address after it, or
+// what there is of it with ErrAddressTaken or ErrAddressHeld. One that was removed,
+// or never was, has no host.
+func (l *Ledger) ApplyAddress(e AddressEvent) (Address, error) {
 	var about netip.Addr
 	switch e := e.(type) {
 	case AddressAdded:
 		about = e.Prefix.Addr()
 	case AddressLeaving:
 		about = e.Address
+		if held, ok := l.addressHolder(about); ok {
+			return l.addresses[about], fmt.Errorf("%w: %s goes along with process %d in migration %s", ErrAddressHeld, about, held.PID, held.ID)
+		}
 	case AddressRemoved:
 		about = e.Address
 	}
-	after, err := e.apply(l.all[about])
+	after, err := e.apply(l.addresses[about])
 	if err != nil {
 		return after, err
 	}
 	if after.Host == "" {
-		delete(l.all, about)
+		delete(l.addresses, about)
 	} else {
-		l.all[about] = after
+		l.addresses[about] = after
 	}
 	return after, nil
 }
 
-// List returns all of them in order.
-func (l *Addresses) List() []Address {
-	return slices.SortedFunc(maps.Values(l.all), func(a, b Address) int { return a.Prefix.Addr().Compare(b.Prefix.Addr()) })
+// RestoreAddress puts an address of a snapshot back.
+func (l *Ledger) RestoreAddress(a Address) { l.addresses[a.Prefix.Addr()] = a }
+
+// Addresses returns all service addresses in order.
+func (l *Ledger) Addresses() []Address {
+	return slices.SortedFunc(maps.Values(l.addresses), func(a, b Address) int { return a.Prefix.Addr().Compare(b.Prefix.Addr()) })
+}
+
+// addressHolder returns the migration that an address is part of.
+func (l *Ledger) addressHolder(a netip.Addr) (Record, bool) {
+	for _, id := range l.ids {
+		if r := l.records[id]; r.HoldsAddress(a) {
+			return r, true
+		}
+	}
+	return Record{}, false
+}
+
+// unfit says which addresses cannot go along with a process: preflight has taken
+// them from a list that may have changed since.
+func (l *Ledger) unfit(r Record, addresses []netip.Prefix) (blockers []Finding) {
+	for _, p := range addresses {
+		now, held := l.addresses[p.Addr()], Record{}
+		if h, ok := l.addressHolder(p.Addr()); ok {
+			held = h
+		}
+		switch {
+		case held.ID != "":
+			blockers = append(blockers, Findingf(CodeAddressInUse, "wait for it or cancel it: migratectl watch "+held.ID,
+				"%s goes along with process %d in migration %s", p.Addr(), held.PID, held.ID))
+		case now.Prefix != p || now.Host != r.From || now.Leaving:
+			blockers = append(blockers, Findingf(CodeAddressMissing, "see migratectl address ls, and try again",
+				"%s is not a service address of %s any more", p.Addr(), r.From))
+		}
+	}
+	return blockers
+}
+
+// carry gives the addresses that go along with a process to the host on which the
+// log has come to say that it runs.
+func (l *Ledger) carry(before, after Record, e Event) {
+	was, is := before.Decision(), after.Decision()
+	var host string
+	switch {
+	case was == DecisionNone && is == DecisionCommit:
+		host = after.To
+	case was == DecisionCommit && is == DecisionAbort:
+		host = after.From
+	default:
+		return
+	}
+	var at time.Time
+	switch e := e.(type) {
+	case Decided:
+		at = e.At
+	case NeverRan:
+		at = e.At
+	case Fenced:
+		at = e.At
+	}
+	for _, p := range after.Addresses {
+		l.addresses[p.Addr()] = Address{Prefix: p, Host: host, Since: at}
+	}
 }

@@ -52,8 +52,10 @@ const (
 	CodeMapping      Code = "mapping"          // a kind of mapping that cannot move
 	CodeFileGone     Code = "file-unreachable" // the path leads to another file by now, or nowhere
 	CodePrivilege    Code = "needs-cap-sys-resource"
-	CodeProcessState Code = "process-state" // some other state of the process that cannot move
-	CodeDegraded     Code = "degraded"      // would be restored differently; --allow-degraded accepts it
+	CodeProcessState Code = "process-state"  // some other state of the process that cannot move
+	CodeDegraded     Code = "degraded"       // would be restored differently; --allow-degraded accepts it
+	CodeAddressInUse Code = "address-in-use" // a service address that would go along is in use by another process, or in another migration
+	CodeAddressStays Code = "address-stays"  // a socket listens on all addresses, and a service address does not go along
 )
 
 // Codes about the destination.
@@ -66,6 +68,6 @@ const (
 	CodeFileDiffers    Code = "file-differs"
 	CodeFileNotShared  Code = "file-not-shared" // open for writing, and the destination's file is another one
 	CodeAddressTaken   Code = "address-taken"   // a socket there has the address and port
-	CodeAddressMissing Code = "address-missing" // a socket is bound to an address that is not the destination's
+	CodeAddressMissing Code = "address-missing" // of a socket or to go along, and the host does not have it or cannot
 	CodeReserve        Code = "reservation-failed"
 )

@@ -3,6 +3,8 @@ package migrate
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+	"reflect"
 	"time"
 )
 
@@ -22,6 +24,7 @@ const (
 	DefaultMaxRounds   = 30
 	maxMaxDowntime     = time.Hour
 	maxMaxRounds       = 1000
+	maxWithAddresses   = 100
 )
 
 // Options are what a user may choose for one migration.
@@ -42,7 +45,13 @@ type Options struct {
 	Verify bool `json:"verify,omitempty"`
 	// AllowDegraded accepts what would be restored with less than it had.
 	AllowDegraded bool `json:"allow_degraded,omitempty"`
+	// WithAddresses are service addresses of the source that go along though no
+	// socket of the process is bound to them; at most 100.
+	WithAddresses []netip.Addr `json:"with_addresses,omitempty"`
 }
+
+// Equal reports whether two users have asked for the same.
+func (o Options) Equal(other Options) bool { return reflect.DeepEqual(o, other) }
 
 // WithDefaults fills in what is zero.
 func (o Options) WithDefaults() Options {
@@ -66,6 +75,14 @@ func (o Options) Validate() error {
 	}
 	if o.MaxRounds < 0 || o.MaxRounds > maxMaxRounds {
 		errs = append(errs, fmt.Errorf("maximum of rounds %d is not between 0 and %d", o.MaxRounds, maxMaxRounds))
+	}
+	if len(o.WithAddresses) > maxWithAddresses {
+		errs = append(errs, fmt.Errorf("%d addresses to go along are more than %d", len(o.WithAddresses), maxWithAddresses))
+	}
+	for _, a := range o.WithAddresses {
+		if !a.IsValid() || a.Zone() != "" || a.Is4In6() {
+			errs = append(errs, fmt.Errorf("%q cannot be a service address", a))
+		}
 	}
 	switch o.Compress {
 	case "", CompressAuto, CompressNone, CompressS2, CompressZstd:

@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 )
@@ -38,6 +39,9 @@ type Record struct {
 	Reason   string
 	Blockers []Finding
 	Warnings []Finding
+	// Addresses are the service addresses that go along: as long as the record is
+	// not settled they are neither removed nor part of another migration.
+	Addresses []netip.Prefix
 
 	// How each side ended. A side that is OutcomeOpen has something to do or
 	// to undo, or has not been heard to have done it.
@@ -110,6 +114,11 @@ func (r Record) Holds(host string, pid int) bool {
 	return r.Source == OutcomeOpen && host == r.From && pid == r.PID
 }
 
+// HoldsAddress reports whether a service address is part of the migration.
+func (r Record) HoldsAddress(a netip.Addr) bool {
+	return !r.Settled() && slices.ContainsFunc(r.Addresses, func(p netip.Prefix) bool { return p.Addr() == a })
+}
+
 // Report is the record as users see it. What the log does not hold, the phase
 // within a running attempt and its progress, [Attempt.Overlay] adds on the
 // leader.
@@ -119,6 +128,7 @@ func (r Record) Report() Report {
 		State: r.State, Settled: r.Settled(), Reason: r.Reason, Ended: r.Source == OutcomeKilled || r.Source == OutcomeEnded,
 		Blockers:   orEmpty(r.Blockers),
 		Warnings:   orEmpty(r.Warnings),
+		Addresses:  orEmpty(r.Addresses),
 		Rounds:     orEmpty(r.Measured.Rounds),
 		DowntimeMS: r.Measured.DowntimeMS,
 		Bytes:      r.Measured.Bytes,

@@ -70,6 +70,7 @@ func (e PreflightDone) apply(r Record) (Record, error) {
 	r.Warnings = slices.Clone(e.Warnings)
 	r.Measured.PhasesMS = maps.Clone(e.PhasesMS)
 	if len(e.Blockers) == 0 {
+		r.Addresses = slices.Clone(e.Addresses)
 		r.State = StatePrecopy
 		r.Epoch = e.Epoch
 		return r, nil

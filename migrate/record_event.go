@@ -1,6 +1,9 @@
 package migrate
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // An Event is one entry of the replicated log about one migration. There is a
 // handful of them in a migration's life, whatever the size of the process.
@@ -31,6 +34,8 @@ type PreflightDone struct {
 	Blockers []Finding
 	Warnings []Finding
 	PhasesMS map[string]float64
+	// Addresses are the service addresses that go along.
+	Addresses []netip.Prefix
 	// Reserved says that the destination may have made a reservation, so that
 	// a refusal has to release it.
 	Reserved bool

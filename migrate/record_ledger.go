@@ -1,23 +1,28 @@
 package migrate
 
-import "slices"
+import (
+	"net/netip"
+	"slices"
+)
 
-// A Ledger is all records together, with the rules that span them: a request
-// that is repeated with its key makes no second migration, a process is in one
-// migration at a time, and the history is bounded. Like [Record.Apply] it is
-// deterministic. It is not safe for concurrent use.
+// A Ledger is all records and service addresses together, with the rules that
+// span them: a request that is repeated with its key makes no second migration, a
+// process is in one migration at a time and so is an address, which is where the
+// decision says that the process runs, and the history is bounded. Like
+// [Record.Apply] it is deterministic. It is not safe for concurrent use.
 type Ledger struct {
-	keep    int // settled records
-	records map[string]Record
-	ids     []string          // of all records, sorted: IDs sort by time
-	keys    map[string]string // idempotency key → ID
-	settled int
+	keep      int // settled records
+	records   map[string]Record
+	ids       []string          // of all records, sorted: IDs sort by time
+	keys      map[string]string // idempotency key → ID
+	settled   int
+	addresses map[netip.Addr]Address
 }
 
 // NewLedger makes an empty ledger that keeps the newest settled records, as
 // many as given, and all others.
 func NewLedger(keep int) *Ledger {
-	return &Ledger{keep: keep, records: map[string]Record{}, keys: map[string]string{}}
+	return &Ledger{keep: keep, records: map[string]Record{}, keys: map[string]string{}, addresses: map[netip.Addr]Address{}}
 }
 
 // Apply applies an event to the record of that ID. A Created whose key is
@@ -33,11 +38,16 @@ func (l *Ledger) Apply(id string, e Event) (Record, []Effect, error) {
 		id, e = created.ID, created
 	}
 	before := l.records[id]
+	if done, ok := e.(PreflightDone); ok && before.State == StatePending {
+		done.Blockers = joined(done.Blockers, l.unfit(before, done.Addresses))
+		e = done
+	}
 	after, effects, err := before.Apply(e)
 	if err != nil {
 		return after, effects, err
 	}
 	l.put(before, after)
+	l.carry(before, after, e)
 	return after, effects, nil
 }
 

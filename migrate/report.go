@@ -1,6 +1,9 @@
 package migrate
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // A Report is the document that `migratectl move --json` and `show --json`
 // print and that the HTTP API serves. Field names are part of the contract;
@@ -17,6 +20,7 @@ type Report struct {
 	Ended      bool               `json:"ended,omitempty"` // at the source: of an aborted migration, by itself or by somebody
 	Blockers   []Finding          `json:"blockers"`
 	Warnings   []Finding          `json:"warnings"`
+	Addresses  []netip.Prefix     `json:"addresses"` // service addresses that go along
 	Rounds     []Round            `json:"rounds"`
 	DowntimeMS float64            `json:"downtime_ms"`
 	TotalMS    float64            `json:"total_ms"`

@@ -69,14 +69,14 @@ func TestCanBind(t *testing.T) {
 			enterNetwork(t)
 			listener := f.listen(t, unix.IPPROTO_TCP)
 			s := must(Dump(listener.fd))
-			if err := CanBind(s); !errors.Is(err, unix.EADDRINUSE) {
+			if err := CanBind(s, false); !errors.Is(err, unix.EADDRINUSE) {
 				t.Errorf("while another one has the port: %v", err)
 			}
 			if err := unix.Close(listener.fd); err != nil {
 				t.Fatal(err)
 			}
 			for range 2 {
-				if err := CanBind(s); err != nil {
+				if err := CanBind(s, false); err != nil {
 					t.Error(err)
 				}
 			}
@@ -85,10 +85,13 @@ func TestCanBind(t *testing.T) {
 			if s.IPv6 {
 				elsewhere.Local = netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), s.Local.Port())
 			}
-			if err := CanBind(&elsewhere); !errors.Is(err, unix.EADDRNOTAVAIL) {
+			if err := CanBind(&elsewhere, false); !errors.Is(err, unix.EADDRNOTAVAIL) {
 				t.Errorf("an address of another host: %v", err)
 			}
-			if err := CanBind(must(Dump(f.socket(t, unix.IPPROTO_TCP).fd))); err != nil {
+			if err := CanBind(&elsewhere, true); err != nil {
+				t.Errorf("an address that the host is to get: %v", err)
+			}
+			if err := CanBind(must(Dump(f.socket(t, unix.IPPROTO_TCP).fd)), false); err != nil {
 				t.Errorf("a socket without an address: %v", err)
 			}
 		})

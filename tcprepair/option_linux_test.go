@@ -92,7 +92,7 @@ func TestOptions(t *testing.T) {
 				if err := Discard(fd); err != nil {
 					t.Fatal(err)
 				}
-				moved := must(Restore(s))
+				moved := must(Restore(s, false))
 				if err := Activate(moved, s); err != nil {
 					t.Fatal(err)
 				}

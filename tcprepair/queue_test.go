@@ -101,7 +101,7 @@ func TestWrapAround(t *testing.T) {
 		}
 	}
 	for _, s := range []*Socket{a, b} {
-		fd, err := Restore(s)
+		fd, err := Restore(s, false)
 		if err != nil {
 			t.Fatal(err)
 		}

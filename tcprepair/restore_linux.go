@@ -1,6 +1,7 @@
 package tcprepair
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -10,18 +11,19 @@ import (
 // Restore makes a socket of what Dump has read on another host. A connection is
 // in repair mode until Activate; a listener takes connections from now on.
 //
-// The local address must be the host's own by now, and packets of the connection
-// must be held: what Restore itself makes the kernel answer is to be dropped.
+// Packets of the connection must be held: what Restore itself makes the kernel
+// answer is to be dropped. The local address must be the host's own by now; early,
+// for a socket without a connection, it may become that later.
 // The descriptor is non-blocking and closed by exec. The caller needs
 // CAP_NET_ADMIN and CAP_NET_RAW. On an error nothing is left.
-func Restore(s *Socket) (fd int, err error) {
+func Restore(s *Socket, early bool) (fd int, err error) {
 	if err := s.Validate(); err != nil {
 		return -1, err
 	}
 	if fd, err = s.socket(); err != nil {
 		return -1, err
 	}
-	if err := s.build(fd); err != nil {
+	if err := s.build(fd, early); err != nil {
 		return -1, errors.Join(fmt.Errorf("restoring %v of %v and %v: %w", s.State, s.Local, s.Remote, err), unix.Close(fd))
 	}
 	return fd, nil
@@ -46,8 +48,8 @@ func (s *Socket) socket() (int, error) {
 	return fd, nil
 }
 
-func (s *Socket) build(fd int) error {
-	if err := s.bind(fd); err != nil {
+func (s *Socket) build(fd int, early bool) error {
+	if err := s.bind(fd, early); err != nil {
 		return err
 	}
 	switch {
@@ -66,8 +68,9 @@ func (s *Socket) build(fd int) error {
 
 // CanBind reports why this host would not let a socket without a connection have
 // its local address at present: the address is not the host's, or another socket
-// has the port. To find out, the address is taken for a moment.
-func CanBind(s *Socket) error {
+// has the port. To find out, the address is taken for a moment. Early, the address
+// need not be the host's, as for Restore.
+func CanBind(s *Socket, early bool) error {
 	if err := s.Validate(); err != nil || !s.Local.IsValid() {
 		return err
 	}
@@ -86,16 +89,55 @@ func CanBind(s *Socket) error {
 			}
 		}
 	}
+	return s.bindTo(fd, early)
+}
+
+// bindTo binds the socket to its local address.
+func (s *Socket) bindTo(fd int, early bool) error {
 	local, err := sockaddr(s.Local, s.IPv6)
-	if err == nil {
-		err = unix.Bind(fd, local)
+	if err != nil {
+		return err
 	}
-	return err
+	if early {
+		if err := setFreebind(fd, s.IPv6, 1); err != nil {
+			return err
+		}
+	}
+	if err := unix.Bind(fd, local); err != nil {
+		return fmt.Errorf("binding to %v: %w", s.Local, err)
+	}
+	if early {
+		return setFreebind(fd, s.IPv6, s.freebind())
+	}
+	return nil
+}
+
+// freebind is what the program has set.
+func (s *Socket) freebind() int {
+	for i := range s.Options {
+		if o := &s.Options[i]; o.Level == unix.SOL_IP && o.Name == unix.IP_FREEBIND && len(o.Value) == 4 {
+			return int(int32(binary.NativeEndian.Uint32(o.Value)))
+		}
+	}
+	return 0
+}
+
+// setFreebind decides whether the socket may be bound to an address that the host
+// does not have. It is one switch under two names.
+func setFreebind(fd int, ipv6 bool, value int) error {
+	level, name := unix.SOL_IP, unix.IP_FREEBIND
+	if ipv6 {
+		level, name = unix.SOL_IPV6, unix.IPV6_FREEBIND
+	}
+	if err := unix.SetsockoptInt(fd, level, name, value); err != nil {
+		return fmt.Errorf("setting IP_FREEBIND: %w", err)
+	}
+	return nil
 }
 
 // bind gives the socket its local address, where no other socket is in the way
 // of that: in repair mode, which MPTCP does not have.
-func (s *Socket) bind(fd int) error {
+func (s *Socket) bind(fd int, early bool) error {
 	if err := setOptions(fd, s.Options, beforeBind); err != nil {
 		return err
 	}
@@ -109,14 +151,7 @@ func (s *Socket) bind(fd int) error {
 	if !s.Local.IsValid() {
 		return nil
 	}
-	local, err := sockaddr(s.Local, s.IPv6)
-	if err != nil {
-		return err
-	}
-	if err := unix.Bind(fd, local); err != nil {
-		return fmt.Errorf("binding to %v: %w", s.Local, err)
-	}
-	return nil
+	return s.bindTo(fd, early)
 }
 
 // settle gives a socket without a connection what is left.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -74,6 +75,13 @@ type Socket struct {
 	Buffers Buffers
 	Options []Option
 	Filter  Filter // SO_ATTACH_FILTER
+}
+
+// OnlyIPv6 reports a socket that takes no IPv4 (IPV6_V6ONLY).
+func (s *Socket) OnlyIPv6() bool {
+	return slices.ContainsFunc(s.Options, func(o Option) bool {
+		return o.Level == unix.SOL_IPV6 && o.Name == unix.IPV6_V6ONLY && slices.ContainsFunc(o.Value, func(b byte) bool { return b != 0 })
+	})
 }
 
 // A Filter is a program of classic BPF, each instruction eight bytes as struct

@@ -69,7 +69,7 @@ func (e end) take() (*Socket, end) {
 	if err := Discard(e.fd); err != nil {
 		e.t.Fatal(err)
 	}
-	fd, err := Restore(&s)
+	fd, err := Restore(&s, false)
 	if err != nil {
 		e.t.Fatalf("restore: %v", err)
 	}

@@ -17,7 +17,8 @@ that no host has for itself. The coordinators record which host has it; that
 host's agent puts it on the device that is in its network, and announces it.
 
 An address outlives the agent, and is put on again after the host has started
-anew. (Addresses do not move along with processes yet.)`,
+anew. It goes along with a process that has a socket bound to it, or when
+"migratectl move --with-address" names it.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -30,7 +31,7 @@ anew. (Addresses do not move along with processes yet.)`,
 func refusedAddress(err error) error {
 	if problem, ok := errors.AsType[*api.Error](err); ok {
 		switch problem.Code {
-		case api.CodeAddressTaken, api.CodeAddressUnfit, api.CodeNotFound, api.CodeInvalid, api.CodeUnreachable:
+		case api.CodeAddressTaken, api.CodeAddressUnfit, api.CodeAddressHeld, api.CodeNotFound, api.CodeInvalid, api.CodeUnreachable:
 			return &exitError{exitRefused, err}
 		}
 	}

@@ -53,6 +53,7 @@ Exit code 0 means that it can move, 2 that it cannot.`,
 	addFrom(cmd, &req.From)
 	flags := cmd.Flags()
 	flags.StringVar(&req.To, "to", "", "the `HOST` that it would move to (default: look at the source only)")
+	addWithAddress(cmd, &req.Options)
 	flags.BoolVar(&req.Options.AllowDegraded, "allow-degraded", false, "accept what cannot be restored as it was")
 	return cmd
 }

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -45,6 +48,7 @@ it to the coordinator: exit code 4, and "migratectl show ID" tells how it ended.
   migratectl move 4711 --to host-b --rehearse          what would it cost?
   migratectl move 4711 --to host-b --max-downtime 20ms --strict
   migratectl move 4711 --to host-b --bandwidth 1Gbit
+  migratectl move 4711 --to host-b --with-address 10.0.0.100
   id=$(migratectl move 4711 --to host-b --detach); migratectl watch $id`,
 		Args: one("PID"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
@@ -84,9 +88,42 @@ it to the coordinator: exit code 4, and "migratectl show ID" tells how it ended.
 	flags.BoolVar(&o.Rehearse, "rehearse", false, "do everything but the last step: the process stays, the report says what a move would cost")
 	flags.BoolVar(&o.Verify, "verify", false, "compare all of the memory on both sides while the process stands still (slow)")
 	flags.BoolVar(&o.AllowDegraded, "allow-degraded", false, "accept what cannot be restored as it was")
+	addWithAddress(cmd, o)
 	flags.BoolVar(&detach, "detach", false, "do not wait: print the migration's id and end")
 	_ = cmd.MarkFlagRequired("to")
 	return cmd
+}
+
+// addWithAddress adds the flag that names service addresses.
+func addWithAddress(cmd *cobra.Command, o *migrate.Options) {
+	cmd.Flags().Var((*addrList)(&o.WithAddresses), "with-address", "a service `ADDRESS` that is to go along, though no socket is bound to it; may be repeated")
+}
+
+// An addrList is a flag that may be repeated.
+type addrList []netip.Addr
+
+func (l *addrList) Type() string { return "ADDRESS" }
+
+func (l *addrList) String() string {
+	var texts []string
+	for _, a := range *l {
+		texts = append(texts, a.String())
+	}
+	return strings.Join(texts, ",")
+}
+
+// Set takes one address, or several with commas between them.
+func (l *addrList) Set(text string) error {
+	for one := range strings.SplitSeq(text, ",") {
+		a, err := netip.ParseAddr(one)
+		if err != nil {
+			return fmt.Errorf("%q is not an address, as 10.0.0.100 is one", one)
+		}
+		if !slices.Contains(*l, a) {
+			*l = append(*l, a)
+		}
+	}
+	return nil
 }
 
 // parsePID reads the PID of a verb's argument.

@@ -70,6 +70,13 @@ func summarize(w io.Writer, r migrate.Report) {
 	default:
 		fmt.Fprintf(w, "Moving %s from %s to %s: %s.\n", name(r), r.From, r.To, r.State)
 	}
+	if r.State == migrate.StateDone && len(r.Addresses) > 0 {
+		var texts []string
+		for _, p := range r.Addresses {
+			texts = append(texts, p.Addr().String())
+		}
+		fmt.Fprintf(w, "With it went %s, which %s has now.\n", strings.Join(texts, ", "), r.To)
+	}
 	if r.State == migrate.StateRehearsed && r.Reason != "" {
 		fmt.Fprintln(w, "warning:", oneLine(r.Reason))
 	}

@@ -36,7 +36,9 @@ type Log interface {
 	// ApplyAddress writes an event and returns the address after it. Errors may
 	// leave open whether it was written; with migrate.ErrAddressTaken it was not.
 	ApplyAddress(ctx context.Context, event migrate.AddressEvent) (migrate.Address, error)
-	Addresses() []migrate.Address
+	// Addresses are all of them, in order, and the last entry of the log that they
+	// take account of.
+	Addresses() (all []migrate.Address, index uint64)
 }
 
 // Errors of a request that changed nothing.
@@ -71,8 +73,7 @@ type Keeper struct {
 	wake    chan struct{} // has one element after a change
 
 	mu   sync.Mutex
-	term uint64                 // 0 while another server leads
-	ctx  context.Context        // ends with the term
+	ctx  context.Context        // ends when this server leads no longer; nil: it does not
 	busy map[string]*sync.Mutex // by host: what one is told comes in order
 }
 
@@ -94,17 +95,20 @@ func (k *Keeper) Changed() {
 }
 
 // Addresses are all of them, in order.
-func (k *Keeper) Addresses() []migrate.Address { return k.log.Addresses() }
+func (k *Keeper) Addresses() []migrate.Address {
+	all, _ := k.log.Addresses()
+	return all
+}
 
-// Lead tells hosts what they have until ctx ends. The number is higher than in
-// any call before, on whatever server.
-func (k *Keeper) Lead(ctx context.Context, number uint64) {
+// Lead tells hosts what they have until ctx ends. The log is as new as any leader's
+// before.
+func (k *Keeper) Lead(ctx context.Context) {
 	k.mu.Lock()
-	k.term, k.ctx = number, ctx
+	k.ctx = ctx
 	k.mu.Unlock()
 	defer func() {
 		k.mu.Lock()
-		k.term, k.ctx = 0, nil
+		k.ctx = nil
 		k.mu.Unlock()
 	}()
 	ticker := time.NewTicker(tellEvery)
@@ -134,7 +138,7 @@ func (k *Keeper) Lead(ctx context.Context, number uint64) {
 // hosts are those that have addresses, or everybody who is alive too.
 func (k *Keeper) hosts(everybody bool) []string {
 	var hosts []string
-	for _, a := range k.log.Addresses() {
+	for _, a := range k.Addresses() {
 		hosts = append(hosts, a.Host)
 	}
 	for _, m := range k.members() {
@@ -150,20 +154,21 @@ func (k *Keeper) hosts(everybody bool) []string {
 // was leaving. What the host could not do is returned by address.
 func (k *Keeper) tell(ctx context.Context, host string) (failed map[netip.Addr]string, err error) {
 	k.mu.Lock()
-	term, one := k.term, k.busy[host]
+	leading, one := k.ctx != nil, k.busy[host]
 	if one == nil {
 		one = &sync.Mutex{}
 		k.busy[host] = one
 	}
 	k.mu.Unlock()
-	if term == 0 {
+	if !leading {
 		return nil, scheduler.ErrNotLeading
 	}
 	one.Lock()
 	defer one.Unlock()
-	req := &migratev1.SetAddressesRequest{Epoch: term}
+	all, index := k.log.Addresses()
+	req := &migratev1.SetAddressesRequest{Index: index}
 	var leaving []netip.Addr
-	for _, a := range k.log.Addresses() {
+	for _, a := range all {
 		switch {
 		case a.Host != host:
 		case a.Leaving:
@@ -221,7 +226,11 @@ func (k *Keeper) Add(ctx context.Context, p netip.Prefix, host string) (migrate.
 	defer stop()
 	added := migrate.AddressAdded{Prefix: p, Host: host, At: time.Now().UTC()}
 	// What is in the log already is not asked for.
-	a, err := migrate.NewAddresses(k.log.Addresses()...).Apply(added)
+	ledger := migrate.NewLedger(0)
+	for _, a := range k.Addresses() {
+		ledger.RestoreAddress(a)
+	}
+	a, err := ledger.ApplyAddress(added)
 	if err != nil {
 		return a, err
 	}
@@ -278,7 +287,8 @@ func (k *Keeper) check(ctx context.Context, p netip.Prefix, host string) error {
 	}
 }
 
-// Remove takes an address from the host that has it. If the host does not answer, or
+// Remove takes an address from the host that has it, unless it is in a migration
+// (migrate.ErrAddressHeld). If the host does not answer, or
 // cannot, the address is returned as leaving: it will be gone when the host has done it.
 func (k *Keeper) Remove(ctx context.Context, address netip.Addr) (migrate.Address, error) {
 	ctx, stop, err := k.whileLeading(ctx)

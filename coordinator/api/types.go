@@ -103,6 +103,7 @@ const (
 
 	CodeAddressTaken = "address-taken" // there is such a service address
 	CodeAddressUnfit = "address-unfit" // the host cannot have this service address
+	CodeAddressHeld  = "address-held"  // the service address is in a migration
 	// The service address is written down, and its host does not have it yet.
 	CodeAddressPending = "address-pending"
 )

@@ -58,6 +58,26 @@ func decodeAddress(entry *raftlogv1.Entry) (event migrate.AddressEvent, ok bool,
 	return event, true, nil
 }
 
+func prefixesToProto(list []netip.Prefix) []string {
+	var out []string
+	for _, p := range list {
+		out = append(out, p.String())
+	}
+	return out
+}
+
+func prefixesFromProto(list []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, text := range list {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", errUnreadable, err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
 func addressToProto(a migrate.Address) *raftlogv1.Address {
 	return &raftlogv1.Address{Prefix: a.Prefix.String(), Host: a.Host, Since: timestamp(a.Since), Leaving: a.Leaving}
 }
@@ -72,8 +92,8 @@ func addressFromProto(m *raftlogv1.Address) (migrate.Address, error) {
 }
 
 // ApplyAddress writes an event of a service address and returns the address after
-// it; without a host there is none. Its errors are those of Apply, and
-// [migrate.ErrAddressTaken].
+// it; without a host there is none. Its errors are those of Apply,
+// [migrate.ErrAddressTaken] and [migrate.ErrAddressHeld].
 func (l *Log) ApplyAddress(ctx context.Context, event migrate.AddressEvent) (migrate.Address, error) {
 	data, err := encodeAddress(event)
 	if err != nil {
@@ -84,5 +104,5 @@ func (l *Log) ApplyAddress(ctx context.Context, event migrate.AddressEvent) (mig
 }
 
 // Addresses returns the service addresses as this server has applied them, in
-// order.
-func (l *Log) Addresses() []migrate.Address { return l.fsm.addressList() }
+// order, and the number of the last entry that they take account of.
+func (l *Log) Addresses() (all []migrate.Address, index uint64) { return l.fsm.addresses() }

@@ -28,7 +28,7 @@ func encodeEntry(id string, event migrate.Event) ([]byte, error) {
 		entry.At = timestamp(e.At)
 		entry.Event = &raftlogv1.Entry_PreflightDone{PreflightDone: &raftlogv1.PreflightDone{
 			Epoch: e.Epoch, Command: e.Command, Blockers: findingsToProto(e.Blockers),
-			Warnings: findingsToProto(e.Warnings), PhasesMs: e.PhasesMS, Reserved: e.Reserved,
+			Warnings: findingsToProto(e.Warnings), PhasesMs: e.PhasesMS, Reserved: e.Reserved, Addresses: prefixesToProto(e.Addresses),
 		}}
 	case migrate.Decided:
 		entry.At = timestamp(e.At)
@@ -89,16 +89,19 @@ func decodeEvent(entry *raftlogv1.Entry) (migrate.Event, error) {
 	switch e := entry.GetEvent().(type) {
 	case *raftlogv1.Entry_Created:
 		m := e.Created
+		options, err := optionsFromProto(m.GetOptions())
 		return migrate.Created{
 			ID: entry.GetMigration(), Key: m.GetKey(), PID: int(m.GetPid()), From: m.GetFrom(), To: m.GetTo(),
-			Options: optionsFromProto(m.GetOptions()), Blockers: findingsFromProto(m.GetBlockers()), At: at,
-		}, nil
+			Options: options, Blockers: findingsFromProto(m.GetBlockers()), At: at,
+		}, err
 	case *raftlogv1.Entry_PreflightDone:
 		m := e.PreflightDone
+		addresses, err := prefixesFromProto(m.GetAddresses())
 		return migrate.PreflightDone{
 			Epoch: m.GetEpoch(), Command: m.GetCommand(), Blockers: findingsFromProto(m.GetBlockers()),
-			Warnings: findingsFromProto(m.GetWarnings()), PhasesMS: m.GetPhasesMs(), Reserved: m.GetReserved(), At: at,
-		}, nil
+			Warnings: findingsFromProto(m.GetWarnings()), PhasesMS: m.GetPhasesMs(), Reserved: m.GetReserved(),
+			Addresses: addresses, At: at,
+		}, err
 	case *raftlogv1.Entry_Decided:
 		m := e.Decided
 		return migrate.Decided{

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -26,7 +27,7 @@ var (
 	findings = []migrate.Finding{{Code: "children", Detail: "PID 8", Hint: "wait"}}
 	options  = migrate.Options{
 		MaxDowntime: time.Second, BandwidthBytes: 1, Compress: "s2", MaxRounds: 2,
-		Strict: true, Rehearse: true, Verify: true, AllowDegraded: true,
+		Strict: true, Rehearse: true, Verify: true, AllowDegraded: true, WithAddresses: []netip.Addr{prefix.Addr()},
 	}
 	measured = migrate.Measured{
 		Rounds:   []migrate.Round{{N: 1, Pages: 2, Bytes: 3, WireBytes: 4, MS: 5, Frozen: true}},
@@ -37,6 +38,7 @@ var (
 		migrate.Created{ID: "m1", Key: "k", PID: 7, From: "a", To: "b", Options: options, Blockers: findings, At: at},
 		migrate.PreflightDone{
 			Epoch: 3, Command: "sleep", Blockers: findings, Warnings: findings, PhasesMS: phases, Reserved: true, At: at,
+			Addresses: []netip.Prefix{prefix},
 		},
 		migrate.Decided{
 			Decision: migrate.DecisionCommit, Reason: "r", Blockers: findings, Prepared: 3, Promised: 4,
@@ -53,6 +55,7 @@ var (
 		ID: "m1", Key: "k", PID: 7, From: "a", To: "b", Options: options, State: migrate.StateAborted, Epoch: 3,
 		Command: "sleep", Reason: "r", Blockers: findings, Warnings: findings, Source: migrate.OutcomeResumed,
 		Target: migrate.OutcomeReleased, Forgotten: true, Measured: measured, Created: at, Ended: at.Add(time.Second),
+		Addresses: []netip.Prefix{prefix},
 	}
 	prefix        = netip.MustParsePrefix("10.0.0.100/24")
 	addressEvents = []migrate.AddressEvent{
@@ -97,7 +100,7 @@ func TestEventsComeBack(t *testing.T) {
 			if got.id != "m1" || got.address != nil {
 				t.Errorf("migration %q, address %v", got.id, got.address)
 			}
-			if diff := cmp.Diff(event, got.event); diff != "" {
+			if diff := cmp.Diff(event, got.event, addrs); diff != "" {
 				t.Error(diff)
 			}
 		})
@@ -117,7 +120,7 @@ func TestFilesOfEarlierReleases(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", path, err)
 		}
-		if diff := cmp.Diff(withoutLater(event), got.event); diff != "" {
+		if diff := cmp.Diff(withoutLater(event), got.event, addrs); diff != "" {
 			t.Errorf("%s: %s", path, diff)
 		}
 	}
@@ -129,7 +132,9 @@ func TestFilesOfEarlierReleases(t *testing.T) {
 	if err := f.Restore(readCloser(data)); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]migrate.Record{record}, f.records()); diff != "" {
+	before := record
+	before.Addresses, before.Options.WithAddresses = nil, nil
+	if diff := cmp.Diff([]migrate.Record{before}, f.records(), addrs); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -137,6 +142,12 @@ func TestFilesOfEarlierReleases(t *testing.T) {
 // withoutLater is an event without the fields that have come since.
 func withoutLater(event migrate.Event) migrate.Event {
 	switch e := event.(type) {
+	case migrate.Created:
+		e.Options.WithAddresses = nil
+		return e
+	case migrate.PreflightDone:
+		e.Addresses = nil
+		return e
 	case migrate.Decided:
 		e.Lost = ""
 		return e
@@ -151,7 +162,7 @@ func TestAddressEventsComeBack(t *testing.T) {
 	for _, event := range addressEvents {
 		complete(t, fmt.Sprintf("%T", event), reflect.ValueOf(event))
 		got, err := decodeEntry(encode(t, command{address: event}))
-		if diff := cmp.Diff(event, got.address, cmp.Comparer(equalAddr), cmp.Comparer(equalPrefix)); err != nil || diff != "" {
+		if diff := cmp.Diff(event, got.address, addrs); err != nil || diff != "" {
 			t.Errorf("%v %s", err, diff)
 		}
 		path := filepath.Join("testdata", "entries", reflect.TypeOf(event).Name()+".bin")
@@ -162,19 +173,19 @@ func TestAddressEventsComeBack(t *testing.T) {
 		if got, err = decodeEntry(data); err != nil {
 			t.Fatalf("%s: %v", path, err)
 		}
-		if diff := cmp.Diff(event, got.address, cmp.Comparer(equalAddr), cmp.Comparer(equalPrefix)); diff != "" {
+		if diff := cmp.Diff(event, got.address, addrs); diff != "" {
 			t.Errorf("%s: %s", path, diff)
 		}
 	}
 	complete(t, "address", reflect.ValueOf(address))
 	got, err := addressFromProto(addressToProto(address))
-	if diff := cmp.Diff(address, got, cmp.Comparer(equalAddr), cmp.Comparer(equalPrefix)); err != nil || diff != "" {
+	if diff := cmp.Diff(address, got, addrs); err != nil || diff != "" {
 		t.Errorf("%v %s", err, diff)
 	}
 }
 
-func equalAddr(a, b netip.Addr) bool     { return a == b }
-func equalPrefix(a, b netip.Prefix) bool { return a == b }
+// addrs compares addresses.
+var addrs = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
 
 func TestDecodeRefuses(t *testing.T) {
 	unknown, err := proto.Marshal(&raftlogv1.Entry{Migration: "m1"})
@@ -230,7 +241,7 @@ func FuzzDecodeEntry(f *testing.F) {
 			return
 		}
 		if c.address != nil {
-			_, _ = migrate.NewAddresses().Apply(c.address)
+			_, _ = migrate.NewLedger(1).ApplyAddress(c.address)
 		} else {
 			ledger := migrate.NewLedger(1)
 			ledger.Restore(record)
@@ -261,7 +272,7 @@ func text(t *testing.T, data []byte) string {
 // FuzzReadSnapshot: no bytes make it panic or take memory that they do not pay for.
 func FuzzReadSnapshot(f *testing.F) {
 	var buf bytes.Buffer
-	if err := (snapshot{[]migrate.Record{record}, []migrate.Address{address}}).write(&buf); err != nil {
+	if err := (snapshot{7, []migrate.Record{record}, []migrate.Address{address}}).write(&buf); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(buf.Bytes())

@@ -14,25 +14,21 @@ import (
 	raftlogv1 "github.com/pagurus-project/pagurus/proto/raftlog/v1"
 )
 
-// fsm is the shell around the ledger and the addresses that raft drives: decode,
-// apply, store.
+// fsm is the shell around the ledger that raft drives: decode, apply, store.
 type fsm struct {
 	keep             int
 	changed          func(migrate.Record, []migrate.Effect)
 	addressesChanged func()
 
-	mu        sync.RWMutex
-	ledger    *migrate.Ledger
-	addresses *migrate.Addresses
+	mu     sync.RWMutex
+	ledger *migrate.Ledger
+	index  uint64 // of the last entry in it
 }
 
 var _ raft.FSM = (*fsm)(nil)
 
 func newFSM(keep int, changed func(migrate.Record, []migrate.Effect), addressesChanged func()) *fsm {
-	return &fsm{
-		keep: keep, changed: changed, addressesChanged: addressesChanged,
-		ledger: migrate.NewLedger(keep), addresses: migrate.NewAddresses(),
-	}
+	return &fsm{keep: keep, changed: changed, addressesChanged: addressesChanged, ledger: migrate.NewLedger(keep)}
 }
 
 // applied is what Apply returns through raft to whoever proposed the entry.
@@ -52,7 +48,8 @@ func (f *fsm) Apply(l *raft.Log) any {
 	}
 	if c.address != nil {
 		f.mu.Lock()
-		address, err := f.addresses.Apply(c.address)
+		address, err := f.ledger.ApplyAddress(c.address)
+		f.index = l.Index
 		f.mu.Unlock()
 		if err == nil {
 			f.addressesChanged()
@@ -61,17 +58,21 @@ func (f *fsm) Apply(l *raft.Log) any {
 	}
 	f.mu.Lock()
 	record, effects, err := f.ledger.Apply(c.id, c.event)
+	f.index = l.Index
 	f.mu.Unlock()
 	if err == nil {
 		f.changed(record, effects)
+		if len(record.Addresses) > 0 {
+			f.addressesChanged()
+		}
 	}
 	return applied{record: record, err: err}
 }
 
-func (f *fsm) addressList() []migrate.Address {
+func (f *fsm) addresses() (all []migrate.Address, index uint64) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	return f.addresses.List()
+	return f.ledger.Addresses(), f.index
 }
 
 func (f *fsm) record(id string) (migrate.Record, bool) {
@@ -97,10 +98,13 @@ const snapshotVersion = 1
 // Snapshot takes the lists of records and addresses; they are values that nobody
 // writes to, so Persist may run beside further entries.
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
-	return snapshot{f.records(), f.addressList()}, nil
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return snapshot{f.index, f.ledger.Records(), f.ledger.Addresses()}, nil
 }
 
 type snapshot struct {
+	index     uint64
 	records   []migrate.Record
 	addresses []migrate.Address
 }
@@ -116,7 +120,7 @@ func (s snapshot) Release() {}
 
 func (s snapshot) write(w io.Writer) error {
 	b := bufio.NewWriter(w)
-	header := &raftlogv1.SnapshotHeader{Version: snapshotVersion, Records: uint64(len(s.records)), Addresses: uint64(len(s.addresses))}
+	header := &raftlogv1.SnapshotHeader{Version: snapshotVersion, Records: uint64(len(s.records)), Addresses: uint64(len(s.addresses)), Index: s.index}
 	if _, err := protodelim.MarshalTo(b, header); err != nil {
 		return err
 	}
@@ -133,8 +137,7 @@ func (s snapshot) write(w io.Writer) error {
 	return b.Flush()
 }
 
-// Restore replaces the ledger and the addresses. Whoever watches records hears of
-// each again.
+// Restore replaces the ledger. Whoever watches records hears of each again.
 func (f *fsm) Restore(source io.ReadCloser) error {
 	defer source.Close()
 	s, err := readSnapshot(bufio.NewReader(source))
@@ -145,8 +148,11 @@ func (f *fsm) Restore(source io.ReadCloser) error {
 	for _, r := range s.records {
 		ledger.Restore(r)
 	}
+	for _, a := range s.addresses {
+		ledger.RestoreAddress(a)
+	}
 	f.mu.Lock()
-	f.ledger, f.addresses = ledger, migrate.NewAddresses(s.addresses...)
+	f.ledger, f.index = ledger, s.index
 	f.mu.Unlock()
 	for _, r := range s.records {
 		f.changed(r, r.Effects())
@@ -163,6 +169,7 @@ func readSnapshot(r *bufio.Reader) (s snapshot, err error) {
 	if header.GetVersion() != snapshotVersion {
 		return s, fmt.Errorf("%w: version %d", errUnreadable, header.GetVersion())
 	}
+	s.index = header.GetIndex()
 	for n := range header.GetRecords() {
 		var m raftlogv1.Record
 		if err := protodelim.UnmarshalFrom(r, &m); err != nil {

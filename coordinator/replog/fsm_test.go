@@ -77,7 +77,7 @@ func TestFSM(t *testing.T) {
 	before := f.records()
 	f.Apply(entry(t, "m1", migrate.Decided{Decision: migrate.DecisionAbort, At: at}))
 	f.Apply(entry(t, "m2", migrate.Created{ID: "m2", PID: 8, From: "a", To: "b", At: at}))
-	there := f.addressList()
+	there, index := f.addresses()
 	f.Apply(&raft.Log{Index: 7, Data: encode(t, command{address: addressEvents[1]})})
 	var s sink
 	if err := snap.Persist(&s); err != nil || !s.closed || s.canceled {
@@ -89,14 +89,15 @@ func TestFSM(t *testing.T) {
 	if err := f.Restore(readCloser(s.Bytes())); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(before, f.records()); diff != "" {
+	if diff := cmp.Diff(before, f.records(), addrs); diff != "" {
 		t.Error(diff)
 	}
 	if diff := cmp.Diff([]string{"PRECOPY", "address"}, told); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff(there, f.addressList(), cmp.Comparer(equalPrefix)); diff != "" {
-		t.Error(diff)
+	got, as := f.addresses()
+	if diff := cmp.Diff(there, got, addrs); diff != "" || as != 6 || index != 5 {
+		t.Errorf("as of %d, %d before\n%s", as, index, diff)
 	}
 	if r, ok := f.holder("a", 7); !ok || r.ID != "m1" {
 		t.Errorf("holder is %v, %v", r, ok)
@@ -107,7 +108,7 @@ func TestSnapshotDamaged(t *testing.T) {
 	f := newFSM(10, func(migrate.Record, []migrate.Effect) {}, func() {})
 	f.ledger.Restore(record)
 	var s sink
-	if err := (snapshot{f.records(), []migrate.Address{address}}).write(&s); err != nil {
+	if err := (snapshot{6, f.records(), []migrate.Address{address}}).write(&s); err != nil {
 		t.Fatal(err)
 	}
 	for name, data := range map[string][]byte{
@@ -120,13 +121,13 @@ func TestSnapshotDamaged(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		// What was there is still there.
-		if diff := cmp.Diff([]migrate.Record{record}, f.records()); diff != "" {
+		if diff := cmp.Diff([]migrate.Record{record}, f.records(), addrs); diff != "" {
 			t.Errorf("%s: %s", name, diff)
 		}
 	}
 	full := errors.New("disk full")
 	bad := sink{fail: full}
-	if err := (snapshot{f.records(), nil}).Persist(&bad); !errors.Is(err, full) || bad.closed || !bad.canceled {
+	if err := (snapshot{6, f.records(), nil}).Persist(&bad); !errors.Is(err, full) || bad.closed || !bad.canceled {
 		t.Errorf("%v, closed %v, canceled %v", err, bad.closed, bad.canceled)
 	}
 }

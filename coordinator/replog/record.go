@@ -2,6 +2,7 @@ package replog
 
 import (
 	"fmt"
+	"net/netip"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -18,13 +19,19 @@ func recordToProto(r migrate.Record) *raftlogv1.Record {
 		Blockers: findingsToProto(r.Blockers), Warnings: findingsToProto(r.Warnings),
 		Source: string(r.Source), Target: string(r.Target), Forgotten: r.Forgotten,
 		Measured: measuredToProto(r.Measured), Created: timestamp(r.Created), Ended: timestamp(r.Ended),
+		Addresses: prefixesToProto(r.Addresses),
 	}
 }
 
 func recordFromProto(m *raftlogv1.Record) (migrate.Record, error) {
+	options, err := optionsFromProto(m.GetOptions())
+	if err != nil {
+		return migrate.Record{}, err
+	}
+	addresses, err := prefixesFromProto(m.GetAddresses())
 	r := migrate.Record{
 		ID: m.GetId(), Key: m.GetKey(), PID: int(m.GetPid()), From: m.GetFrom(), To: m.GetTo(),
-		Options: optionsFromProto(m.GetOptions()), State: migrate.State(m.GetState()), Epoch: m.GetEpoch(),
+		Options: options, Addresses: addresses, State: migrate.State(m.GetState()), Epoch: m.GetEpoch(),
 		Command: m.GetCommand(), Reason: m.GetReason(),
 		Blockers: findingsFromProto(m.GetBlockers()), Warnings: findingsFromProto(m.GetWarnings()),
 		Source: migrate.Outcome(m.GetSource()), Target: migrate.Outcome(m.GetTarget()), Forgotten: m.GetForgotten(),
@@ -33,23 +40,35 @@ func recordFromProto(m *raftlogv1.Record) (migrate.Record, error) {
 	if r.ID == "" || !r.State.Valid() {
 		return r, fmt.Errorf("%w: record %q in state %q", errUnreadable, r.ID, r.State)
 	}
-	return r, nil
+	return r, err
 }
 
 func optionsToProto(o migrate.Options) *raftlogv1.Options {
+	var with []string
+	for _, a := range o.WithAddresses {
+		with = append(with, a.String())
+	}
 	return &raftlogv1.Options{
 		MaxDowntime: durationpb.New(o.MaxDowntime), BandwidthBytes: o.BandwidthBytes, Compress: string(o.Compress),
 		MaxRounds: int64(o.MaxRounds), Strict: o.Strict, Rehearse: o.Rehearse, Verify: o.Verify,
-		AllowDegraded: o.AllowDegraded,
+		AllowDegraded: o.AllowDegraded, WithAddresses: with,
 	}
 }
 
-func optionsFromProto(m *raftlogv1.Options) migrate.Options {
+func optionsFromProto(m *raftlogv1.Options) (migrate.Options, error) {
+	var with []netip.Addr
+	for _, text := range m.GetWithAddresses() {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return migrate.Options{}, fmt.Errorf("%w: %w", errUnreadable, err)
+		}
+		with = append(with, a)
+	}
 	return migrate.Options{
 		MaxDowntime: m.GetMaxDowntime().AsDuration(), BandwidthBytes: m.GetBandwidthBytes(),
 		Compress: migrate.Compression(m.GetCompress()), MaxRounds: int(m.GetMaxRounds()), Strict: m.GetStrict(),
-		Rehearse: m.GetRehearse(), Verify: m.GetVerify(), AllowDegraded: m.GetAllowDegraded(),
-	}
+		Rehearse: m.GetRehearse(), Verify: m.GetVerify(), AllowDegraded: m.GetAllowDegraded(), WithAddresses: with,
+	}, nil
 }
 
 func measuredToProto(m migrate.Measured) *raftlogv1.Measured {

@@ -74,6 +74,9 @@ func (w *worker) decide(ctx context.Context, d migrate.Decided) error {
 func (w *worker) attend(ctx context.Context, r migrate.Record) (reason string) {
 	w.hear()
 	start := &migratev1.StartRequest{Ref: w.ref(r), Pid: int32(r.PID), Options: optionsToProto(r.Options), DestinationHost: r.To}
+	for _, p := range r.Addresses {
+		start.Addresses = append(start.Addresses, p.String())
+	}
 	if w.reservation != nil {
 		start.PageAddress, start.Token = w.reservation.pageAddress, w.reservation.token
 	}

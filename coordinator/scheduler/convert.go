@@ -99,10 +99,14 @@ func progress(p *migratev1.Progress) *migrate.Progress {
 }
 
 func optionsToProto(o migrate.Options) *migratev1.Options {
+	var with []string
+	for _, a := range o.WithAddresses {
+		with = append(with, a.String())
+	}
 	return &migratev1.Options{
 		MaxDowntime: durationpb.New(o.MaxDowntime), BandwidthBytes: o.BandwidthBytes, Compress: string(o.Compress),
 		MaxRounds: uint32(max(o.MaxRounds, 0)), Strict: o.Strict, Rehearse: o.Rehearse, Verify: o.Verify,
-		AllowDegraded: o.AllowDegraded,
+		AllowDegraded: o.AllowDegraded, WithAddresses: with,
 	}
 }
 

@@ -74,6 +74,12 @@ func (l *memoryLog) Holder(host string, pid int) (migrate.Record, bool) {
 	return l.ledger.Holder(host, pid)
 }
 
+func (l *memoryLog) Addresses() ([]migrate.Address, uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ledger.Addresses(), uint64(len(l.entries))
+}
+
 // fixture is a scheduler with two hosts and a process 7 on host-a.
 type fixture struct {
 	t     *testing.T

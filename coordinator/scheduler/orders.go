@@ -56,11 +56,18 @@ func (s *Scheduler) ask(ctx context.Context, host string, timeout time.Duration,
 	return call(ctx, agent)
 }
 
+// addressesIndex says how much of the log an order takes account of: hosts that hear
+// of a decision know which lists of service addresses are older.
+func (s *Scheduler) addressesIndex() uint64 {
+	_, index := s.log.Addresses()
+	return index
+}
+
 // commit tells the destination that it runs the process.
 func (w *worker) commit(ctx context.Context, r migrate.Record) error {
 	var event migrate.Event
 	err := w.order(ctx, r, migrate.SideTarget, "run the process", func(ctx context.Context, agent migratev1.AgentClient) error {
-		resp, err := agent.Decide(ctx, &migratev1.DecideRequest{Ref: w.ref(r), Decision: migratev1.Decision_DECISION_COMMIT})
+		resp, err := agent.Decide(ctx, &migratev1.DecideRequest{Ref: w.ref(r), Decision: migratev1.Decision_DECISION_COMMIT, AddressesIndex: w.s.addressesIndex()})
 		if err != nil {
 			return err
 		}
@@ -91,7 +98,7 @@ func running(resp *migratev1.DecideResponse) migrate.Running {
 // dispose tells the source to end its frozen copy.
 func (w *worker) dispose(ctx context.Context, r migrate.Record) error {
 	err := w.order(ctx, r, migrate.SideSource, "end its copy", func(ctx context.Context, agent migratev1.AgentClient) error {
-		_, err := agent.Dispose(ctx, &migratev1.DisposeRequest{Ref: w.ref(r)})
+		_, err := agent.Dispose(ctx, &migratev1.DisposeRequest{Ref: w.ref(r), AddressesIndex: w.s.addressesIndex()})
 		return unlessNotFound(err)
 	})
 	if err != nil {
@@ -107,7 +114,7 @@ func (w *worker) abort(ctx context.Context, r migrate.Record, effects []migrate.
 		var event migrate.Event
 		err := w.order(ctx, r, side, "take the abort", func(ctx context.Context, agent migratev1.AgentClient) (err error) {
 			resp, err := agent.Decide(ctx, &migratev1.DecideRequest{
-				Ref: w.ref(r), Decision: migratev1.Decision_DECISION_ABORT, Reason: r.Reason,
+				Ref: w.ref(r), Decision: migratev1.Decision_DECISION_ABORT, Reason: r.Reason, AddressesIndex: w.s.addressesIndex(),
 			})
 			if err != nil {
 				return err

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -28,9 +29,10 @@ type look struct {
 
 // found is its answer.
 type found struct {
-	tree     []migrate.Process
-	blockers []migrate.Finding
-	warnings []migrate.Finding
+	tree      []migrate.Process
+	blockers  []migrate.Finding
+	warnings  []migrate.Finding
+	addresses []netip.Prefix // that go along
 	// reserved says that the destination may have made a reservation.
 	reserved    bool
 	pageAddress string
@@ -51,8 +53,8 @@ func (w *worker) preflight(ctx context.Context, r migrate.Record) error {
 	w.reservation = &reservation{pageAddress: f.pageAddress, token: token}
 	event := migrate.PreflightDone{
 		Epoch: w.epoch, Command: f.command(r.PID), Blockers: f.blockers, Warnings: f.warnings,
-		PhasesMS: map[string]float64{migrate.PhasePreflight: migrate.Milliseconds(time.Since(began))},
-		Reserved: f.reserved, At: now(),
+		PhasesMS:  map[string]float64{migrate.PhasePreflight: migrate.Milliseconds(time.Since(began))},
+		Addresses: f.addresses, Reserved: f.reserved, At: now(),
 	}
 	w.logger.Info("preflight", "blockers", codesOf(f.blockers), "warnings", codesOf(f.warnings), logline.KeyEpoch, w.epoch)
 	return w.write(ctx, event)
@@ -102,9 +104,21 @@ type inventory struct {
 }
 
 func (s *Scheduler) lookAtSource(ctx context.Context, l look, f *found) (inv inventory) {
+	var service []string
+	all, _ := s.log.Addresses()
+	for _, a := range all {
+		if a.Host == l.from && !a.Leaving {
+			service = append(service, a.Prefix.String())
+		}
+	}
 	err := s.reach(ctx, l.from, func(ctx context.Context, agent migratev1.AgentClient) error {
-		resp, err := agent.Inspect(ctx, &migratev1.InspectRequest{Ref: l.ref, Pid: int32(l.pid), Options: optionsToProto(l.options)})
+		resp, err := agent.Inspect(ctx, &migratev1.InspectRequest{
+			Ref: l.ref, Pid: int32(l.pid), Options: optionsToProto(l.options), ServiceAddresses: service,
+		})
 		if err != nil {
+			return err
+		}
+		if f.addresses, err = prefixes(resp.GetAddresses()); err != nil {
 			return err
 		}
 		f.tree = Processes(resp.GetTree(), l.from)
@@ -179,6 +193,18 @@ func (s *Scheduler) reach(ctx context.Context, host string, call func(context.Co
 			return err
 		}
 	}
+}
+
+func prefixes(list []string) ([]netip.Prefix, error) {
+	var all []netip.Prefix
+	for _, text := range list {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", errAnswer, err)
+		}
+		all = append(all, p)
+	}
+	return all, nil
 }
 
 func unreachable(err error) bool { return err != nil && transient(err) }

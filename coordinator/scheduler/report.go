@@ -24,7 +24,7 @@ func (s *Scheduler) Report(ctx context.Context, req *migratev1.ReportRequest) (*
 		return nil, err
 	}
 	if d, reason := decisionFor(r, req.GetRef()); d != migrate.DecisionNone {
-		return &migratev1.ReportResponse{Decision: decisionToProto(d), Reason: reason}, nil
+		return &migratev1.ReportResponse{Decision: decisionToProto(d), Reason: reason, AddressesIndex: s.addressesIndex()}, nil
 	}
 	w, err := s.worker(r.ID)
 	if err != nil || w == nil {
@@ -110,6 +110,7 @@ func (s *Scheduler) Decision(ctx context.Context, req *migratev1.DecisionRequest
 	d, reason := decisionFor(r, req.GetRef())
 	return &migratev1.DecisionResponse{
 		Decision: decisionToProto(d), Reason: reason, Known: true, Epoch: r.Epoch, State: string(r.State),
+		AddressesIndex: s.addressesIndex(),
 	}, nil
 }
 

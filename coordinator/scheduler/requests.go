@@ -40,7 +40,7 @@ func (s *Scheduler) Create(ctx context.Context, m Move) (migrate.Report, error) 
 	if err != nil {
 		return migrate.Report{}, fmt.Errorf("writing down the migration: %w", err)
 	}
-	if r.PID != m.PID || r.From != m.From || r.To != m.To || r.Options != created.Options {
+	if r.PID != m.PID || r.From != m.From || r.To != m.To || !r.Options.Equal(created.Options) {
 		return migrate.Report{}, fmt.Errorf("%w, which is migration %s", ErrKeyReused, r.ID)
 	}
 	return s.overlay(r), nil

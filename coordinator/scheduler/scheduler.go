@@ -21,6 +21,9 @@ type Log interface {
 	Record(id string) (migrate.Record, bool)
 	Records() []migrate.Record
 	Holder(host string, pid int) (migrate.Record, bool)
+	// Addresses are the service addresses, and the last entry of the log that
+	// they take account of.
+	Addresses() (all []migrate.Address, index uint64)
 }
 
 // Agents finds the agent of a host. The error of an unknown host is ErrNoSuchHost.

@@ -31,7 +31,7 @@ func TestMove(t *testing.T) {
 				t.Errorf("phase %s took %v instead of %v", phase, got, want)
 			}
 		}
-		if report.Command != "work 7" || report.Options != (migrate.Options{}).WithDefaults() {
+		if report.Command != "work 7" || !report.Options.Equal(migrate.Options{}.WithDefaults()) {
 			t.Errorf("report %+v", report)
 		}
 		var entries []string

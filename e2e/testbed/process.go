@@ -198,6 +198,7 @@ func (b *Bed) Traces() ([]string, error) {
 					return nil // it goes away just now
 				case err != nil:
 					return err
+				case d.Name() == "addresses.json": // as long as the host has a service address
 				case dir == "run/pagurus" || d.IsDir():
 					found = append(found, h.Name()+" "+strings.TrimPrefix(path, root))
 				}

@@ -1,5 +1,7 @@
 package image
 
+import "net/netip"
+
 // Version of the format. A decoder refuses others by name.
 const Version = 1
 
@@ -24,6 +26,9 @@ type Image struct {
 	Objects   []Object  `cbor:"objects"`
 	Pipes     []Pipe    `cbor:"pipes"`
 	Sockets   []Socket  `cbor:"sockets"`
+	// Addresses are the service addresses that go along, with the lengths of their
+	// networks' prefixes.
+	Addresses []netip.Prefix `cbor:"addresses"`
 }
 
 // Host is what of a machine matters to a process that was born there.

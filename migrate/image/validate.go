@@ -57,6 +57,11 @@ func (m *Image) Validate() error {
 			return invalid("socket %d has peer %d of %d", i, s.Peer, len(m.Sockets))
 		}
 	}
+	for _, p := range m.Addresses {
+		if !p.IsValid() {
+			return invalid("a service address that is none")
+		}
+	}
 	ids := make(map[int]bool)
 	for i := range m.Processes {
 		p := &m.Processes[i]

@@ -3,6 +3,8 @@ package resource
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -15,7 +17,7 @@ import (
 // bound or new. The one at the source is left as it is.
 var tcpSocket = fileKind{
 	check: func(c *Check, f *image.File) {
-		err := tcprepair.CanBind(f.TCP)
+		err := tcprepair.CanBind(f.TCP, comesAlong(c.Image, f))
 		switch {
 		case errors.Is(err, unix.EADDRINUSE):
 			c.Block(migrate.CodeAddressTaken, "end what uses the port there, or choose another host", "a socket of the process is bound to %v, which is in use there", f.TCP.Local)
@@ -25,13 +27,19 @@ var tcpSocket = fileKind{
 			c.Block(migrate.CodeDescriptor, "choose another host", "a socket of the process that is bound to %v cannot be made there: %v", f.TCP.Local, err)
 		}
 	},
-	open: func(_ *TreeRestore, f *image.File) (int, error) {
-		fd, err := tcprepair.Restore(f.TCP)
+	open: func(r *TreeRestore, f *image.File) (int, error) {
+		fd, err := tcprepair.Restore(f.TCP, comesAlong(r.Image, f))
 		if err == nil {
 			err = setStatusFlags(fd, f.Flags)
 		}
 		return fd, err
 	},
+}
+
+// comesAlong reports a socket that is bound to a service address that goes along:
+// the destination has it when the process runs there, and not before.
+func comesAlong(m *image.Image, f *image.File) bool {
+	return slices.ContainsFunc(m.Addresses, func(p netip.Prefix) bool { return p.Addr() == f.TCP.Local.Addr().Unmap() })
 }
 
 // isTCP reports a socket of TCP, or of MPTCP: Go programs listen with that.

@@ -178,6 +178,7 @@ func (m *Migration) takeImage(ctx context.Context) error {
 		return fmt.Errorf("reading the state of the process: %w", err)
 	}
 	m.withoutScratch(m.image)
+	m.image.Addresses = m.config.Addresses
 	if err := m.blocked(); err != nil {
 		return err
 	}

@@ -95,6 +95,10 @@ func (m *Migration) inspect(ctx context.Context) (*image.Image, error) {
 		return nil, err
 	}
 	m.withoutScratch(inventory)
+	inventory.Addresses = m.dump.AddressesAlong(inventory, m.config.Addresses, m.config.Options.WithAddresses)
+	if err := m.dump.CheckAddressesAlong(inventory.Addresses, m.pids()); err != nil {
+		return nil, err
+	}
 	return inventory, m.dump.AddDigests(ctx, inventory.Files)
 }
 

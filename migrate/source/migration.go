@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -27,6 +28,9 @@ type Config struct {
 	PID       int
 	Options   migrate.Options
 	Token     []byte // which the destination expects
+	// Addresses are the service addresses that go along; of an inspection, those of
+	// the host, from which Inspect chooses.
+	Addresses []netip.Prefix
 	// Save keeps the plan by which a later Recover undoes what was done. It is
 	// called again before each step that has to be undone.
 	Save func(Plan) error

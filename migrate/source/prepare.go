@@ -45,6 +45,9 @@ func (m *Migration) checkAgain() error {
 	if err := m.dump.NoteHolders(m.pids()); err != nil {
 		return errors.Join(m.checkTree(), err)
 	}
+	if err := m.dump.CheckAddressesAlong(m.config.Addresses, m.pids()); err != nil {
+		return errors.Join(m.checkTree(), err)
+	}
 	if err := m.checkTree(); err != nil {
 		return err
 	}

@@ -95,6 +95,9 @@ func (s *Shell) agrees(m *image.Image) error {
 			return fmt.Errorf("the mappings of process %d changed after its last layout: %v", p.PID(), c)
 		}
 	}
+	if !slices.Equal(m.Addresses, s.config.Inventory.Addresses) {
+		return fmt.Errorf("the state has the addresses %v, the shell was made for %v", m.Addresses, s.config.Inventory.Addresses)
+	}
 	return s.growObjects(m.Objects)
 }
 

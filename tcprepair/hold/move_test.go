@@ -61,7 +61,7 @@ func TestMovedWhileAsked(t *testing.T) {
 			if err := tcprepair.Discard(server.fd); err != nil {
 				t.Fatal(err)
 			}
-			fd, err := tcprepair.Restore(s)
+			fd, err := tcprepair.Restore(s, false)
 			if err != nil {
 				t.Fatal(err)
 			}

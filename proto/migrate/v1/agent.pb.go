@@ -269,6 +269,7 @@ type Options struct {
 	Rehearse       bool                   `protobuf:"varint,6,opt,name=rehearse,proto3" json:"rehearse,omitempty"`
 	Verify         bool                   `protobuf:"varint,7,opt,name=verify,proto3" json:"verify,omitempty"`
 	AllowDegraded  bool                   `protobuf:"varint,8,opt,name=allow_degraded,json=allowDegraded,proto3" json:"allow_degraded,omitempty"`
+	WithAddresses  []string               `protobuf:"bytes,9,rep,name=with_addresses,json=withAddresses,proto3" json:"with_addresses,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -357,6 +358,13 @@ func (x *Options) GetAllowDegraded() bool {
 		return x.AllowDegraded
 	}
 	return false
+}
+
+func (x *Options) GetWithAddresses() []string {
+	if x != nil {
+		return x.WithAddresses
+	}
+	return nil
 }
 
 type Process struct {
@@ -686,11 +694,13 @@ func (x *ListProcessesResponse) GetProcesses() []*Process {
 type InspectRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty for a mere check.
-	Ref           *Ref     `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
-	Pid           int32    `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
-	Options       *Options `protobuf:"bytes,3,opt,name=options,proto3" json:"options,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Ref     *Ref     `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Pid     int32    `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	Options *Options `protobuf:"bytes,3,opt,name=options,proto3" json:"options,omitempty"`
+	// The service addresses of its host, with the lengths of their networks' prefixes.
+	ServiceAddresses []string `protobuf:"bytes,4,rep,name=service_addresses,json=serviceAddresses,proto3" json:"service_addresses,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *InspectRequest) Reset() {
@@ -744,6 +754,13 @@ func (x *InspectRequest) GetOptions() *Options {
 	return nil
 }
 
+func (x *InspectRequest) GetServiceAddresses() []string {
+	if x != nil {
+		return x.ServiceAddresses
+	}
+	return nil
+}
+
 type InspectResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Tree     []*Process             `protobuf:"bytes,1,rep,name=tree,proto3" json:"tree,omitempty"`
@@ -754,8 +771,10 @@ type InspectResponse struct {
 	Inventory []byte `protobuf:"bytes,4,opt,name=inventory,proto3" json:"inventory,omitempty"`
 	// How long before this answer its clocks were read, in nanoseconds.
 	InventoryAgeNs int64 `protobuf:"varint,5,opt,name=inventory_age_ns,json=inventoryAgeNs,proto3" json:"inventory_age_ns,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Of the service addresses, those that go along. The inventory has them too.
+	Addresses     []string `protobuf:"bytes,6,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InspectResponse) Reset() {
@@ -821,6 +840,13 @@ func (x *InspectResponse) GetInventoryAgeNs() int64 {
 		return x.InventoryAgeNs
 	}
 	return 0
+}
+
+func (x *InspectResponse) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
 }
 
 type ReserveRequest struct {
@@ -987,8 +1013,10 @@ type StartRequest struct {
 	DestinationHost string                 `protobuf:"bytes,4,opt,name=destination_host,json=destinationHost,proto3" json:"destination_host,omitempty"`
 	PageAddress     string                 `protobuf:"bytes,5,opt,name=page_address,json=pageAddress,proto3" json:"page_address,omitempty"`
 	Token           []byte                 `protobuf:"bytes,6,opt,name=token,proto3" json:"token,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Service addresses that go along, as above.
+	Addresses     []string `protobuf:"bytes,7,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StartRequest) Reset() {
@@ -1063,6 +1091,13 @@ func (x *StartRequest) GetToken() []byte {
 	return nil
 }
 
+func (x *StartRequest) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
 type StartResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1100,12 +1135,14 @@ func (*StartResponse) Descriptor() ([]byte, []int) {
 }
 
 type DecideRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ref           *Ref                   `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
-	Decision      Decision               `protobuf:"varint,2,opt,name=decision,proto3,enum=pagurus.migrate.v1.Decision" json:"decision,omitempty"`
-	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Ref      *Ref                   `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Decision Decision               `protobuf:"varint,2,opt,name=decision,proto3,enum=pagurus.migrate.v1.Decision" json:"decision,omitempty"`
+	Reason   string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// As in SetAddressesRequest: of the log that has the decision in it.
+	AddressesIndex uint64 `protobuf:"varint,4,opt,name=addresses_index,json=addressesIndex,proto3" json:"addresses_index,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *DecideRequest) Reset() {
@@ -1157,6 +1194,13 @@ func (x *DecideRequest) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *DecideRequest) GetAddressesIndex() uint64 {
+	if x != nil {
+		return x.AddressesIndex
+	}
+	return 0
 }
 
 type DecideResponse struct {
@@ -1241,10 +1285,11 @@ func (x *DecideResponse) GetLost() string {
 }
 
 type DisposeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ref           *Ref                   `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Ref            *Ref                   `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	AddressesIndex uint64                 `protobuf:"varint,2,opt,name=addresses_index,json=addressesIndex,proto3" json:"addresses_index,omitempty"` // as in DecideRequest
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *DisposeRequest) Reset() {
@@ -1282,6 +1327,13 @@ func (x *DisposeRequest) GetRef() *Ref {
 		return x.Ref
 	}
 	return nil
+}
+
+func (x *DisposeRequest) GetAddressesIndex() uint64 {
+	if x != nil {
+		return x.AddressesIndex
+	}
+	return 0
 }
 
 type DisposeResponse struct {
@@ -1983,10 +2035,11 @@ func (*ReportRequest_Ended) isReportRequest_Event() {}
 type ReportResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The decision, once the log has one.
-	Decision      Decision `protobuf:"varint,1,opt,name=decision,proto3,enum=pagurus.migrate.v1.Decision" json:"decision,omitempty"`
-	Reason        string   `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Decision       Decision `protobuf:"varint,1,opt,name=decision,proto3,enum=pagurus.migrate.v1.Decision" json:"decision,omitempty"`
+	Reason         string   `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	AddressesIndex uint64   `protobuf:"varint,3,opt,name=addresses_index,json=addressesIndex,proto3" json:"addresses_index,omitempty"` // as in DecideRequest
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ReportResponse) Reset() {
@@ -2031,6 +2084,13 @@ func (x *ReportResponse) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *ReportResponse) GetAddressesIndex() uint64 {
+	if x != nil {
+		return x.AddressesIndex
+	}
+	return 0
 }
 
 type DecisionRequest struct {
@@ -2092,10 +2152,11 @@ type DecisionResponse struct {
 	// False if the log holds no migration of that name.
 	Known bool `protobuf:"varint,3,opt,name=known,proto3" json:"known,omitempty"`
 	// The record's own epoch: that of the newest attempt.
-	Epoch         uint64 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	State         string `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Epoch          uint64 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	State          string `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
+	AddressesIndex uint64 `protobuf:"varint,6,opt,name=addresses_index,json=addressesIndex,proto3" json:"addresses_index,omitempty"` // as in DecideRequest
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *DecisionResponse) Reset() {
@@ -2161,6 +2222,13 @@ func (x *DecisionResponse) GetState() string {
 		return x.State
 	}
 	return ""
+}
+
+func (x *DecisionResponse) GetAddressesIndex() uint64 {
+	if x != nil {
+		return x.AddressesIndex
+	}
+	return 0
 }
 
 type CheckAddressRequest struct {
@@ -2246,7 +2314,8 @@ func (*CheckAddressResponse) Descriptor() ([]byte, []int) {
 
 type SetAddressesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The last entry of the log that the list takes account of.
+	Index uint64 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	// As above.
 	Prefixes      []string `protobuf:"bytes,2,rep,name=prefixes,proto3" json:"prefixes,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2283,9 +2352,9 @@ func (*SetAddressesRequest) Descriptor() ([]byte, []int) {
 	return file_migrate_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
-func (x *SetAddressesRequest) GetEpoch() uint64 {
+func (x *SetAddressesRequest) GetIndex() uint64 {
 	if x != nil {
-		return x.Epoch
+		return x.Index
 	}
 	return 0
 }
@@ -2406,7 +2475,7 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"\aFinding\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint\"\x9e\x02\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint\"\xc5\x02\n" +
 	"\aOptions\x12<\n" +
 	"\fmax_downtime\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\vmaxDowntime\x12'\n" +
 	"\x0fbandwidth_bytes\x18\x02 \x01(\x04R\x0ebandwidthBytes\x12\x1a\n" +
@@ -2416,7 +2485,8 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"\x06strict\x18\x05 \x01(\bR\x06strict\x12\x1a\n" +
 	"\brehearse\x18\x06 \x01(\bR\brehearse\x12\x16\n" +
 	"\x06verify\x18\a \x01(\bR\x06verify\x12%\n" +
-	"\x0eallow_degraded\x18\b \x01(\bR\rallowDegraded\"\xea\x01\n" +
+	"\x0eallow_degraded\x18\b \x01(\bR\rallowDegraded\x12%\n" +
+	"\x0ewith_addresses\x18\t \x03(\tR\rwithAddresses\"\xea\x01\n" +
 	"\aProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x12\n" +
 	"\x04ppid\x18\x02 \x01(\x05R\x04ppid\x12\x18\n" +
@@ -2442,17 +2512,19 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"migrations\"\x16\n" +
 	"\x14ListProcessesRequest\"R\n" +
 	"\x15ListProcessesResponse\x129\n" +
-	"\tprocesses\x18\x01 \x03(\v2\x1b.pagurus.migrate.v1.ProcessR\tprocesses\"\x84\x01\n" +
+	"\tprocesses\x18\x01 \x03(\v2\x1b.pagurus.migrate.v1.ProcessR\tprocesses\"\xb1\x01\n" +
 	"\x0eInspectRequest\x12)\n" +
 	"\x03ref\x18\x01 \x01(\v2\x17.pagurus.migrate.v1.RefR\x03ref\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x125\n" +
-	"\aoptions\x18\x03 \x01(\v2\x1b.pagurus.migrate.v1.OptionsR\aoptions\"\xfc\x01\n" +
+	"\aoptions\x18\x03 \x01(\v2\x1b.pagurus.migrate.v1.OptionsR\aoptions\x12+\n" +
+	"\x11service_addresses\x18\x04 \x03(\tR\x10serviceAddresses\"\x9a\x02\n" +
 	"\x0fInspectResponse\x12/\n" +
 	"\x04tree\x18\x01 \x03(\v2\x1b.pagurus.migrate.v1.ProcessR\x04tree\x127\n" +
 	"\bblockers\x18\x02 \x03(\v2\x1b.pagurus.migrate.v1.FindingR\bblockers\x127\n" +
 	"\bwarnings\x18\x03 \x03(\v2\x1b.pagurus.migrate.v1.FindingR\bwarnings\x12\x1c\n" +
 	"\tinventory\x18\x04 \x01(\fR\tinventory\x12(\n" +
-	"\x10inventory_age_ns\x18\x05 \x01(\x03R\x0einventoryAgeNs\"\x90\x02\n" +
+	"\x10inventory_age_ns\x18\x05 \x01(\x03R\x0einventoryAgeNs\x12\x1c\n" +
+	"\taddresses\x18\x06 \x03(\tR\taddresses\"\x90\x02\n" +
 	"\x0eReserveRequest\x12)\n" +
 	"\x03ref\x18\x01 \x01(\v2\x17.pagurus.migrate.v1.RefR\x03ref\x12\x1f\n" +
 	"\vsource_host\x18\x02 \x01(\tR\n" +
@@ -2466,19 +2538,21 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"\x0fReserveResponse\x127\n" +
 	"\bblockers\x18\x01 \x03(\v2\x1b.pagurus.migrate.v1.FindingR\bblockers\x127\n" +
 	"\bwarnings\x18\x02 \x03(\v2\x1b.pagurus.migrate.v1.FindingR\bwarnings\x12!\n" +
-	"\fpage_address\x18\x03 \x01(\tR\vpageAddress\"\xe6\x01\n" +
+	"\fpage_address\x18\x03 \x01(\tR\vpageAddress\"\x84\x02\n" +
 	"\fStartRequest\x12)\n" +
 	"\x03ref\x18\x01 \x01(\v2\x17.pagurus.migrate.v1.RefR\x03ref\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x125\n" +
 	"\aoptions\x18\x03 \x01(\v2\x1b.pagurus.migrate.v1.OptionsR\aoptions\x12)\n" +
 	"\x10destination_host\x18\x04 \x01(\tR\x0fdestinationHost\x12!\n" +
 	"\fpage_address\x18\x05 \x01(\tR\vpageAddress\x12\x14\n" +
-	"\x05token\x18\x06 \x01(\fR\x05token\"\x0f\n" +
-	"\rStartResponse\"\x8c\x01\n" +
+	"\x05token\x18\x06 \x01(\fR\x05token\x12\x1c\n" +
+	"\taddresses\x18\a \x03(\tR\taddresses\"\x0f\n" +
+	"\rStartResponse\"\xb5\x01\n" +
 	"\rDecideRequest\x12)\n" +
 	"\x03ref\x18\x01 \x01(\v2\x17.pagurus.migrate.v1.RefR\x03ref\x128\n" +
 	"\bdecision\x18\x02 \x01(\x0e2\x1c.pagurus.migrate.v1.DecisionR\bdecision\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xa0\x02\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12'\n" +
+	"\x0faddresses_index\x18\x04 \x01(\x04R\x0eaddressesIndex\"\xa0\x02\n" +
 	"\x0eDecideResponse\x125\n" +
 	"\aoutcome\x18\x01 \x01(\x0e2\x1b.pagurus.migrate.v1.OutcomeR\aoutcome\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12M\n" +
@@ -2488,9 +2562,10 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"\x04lost\x18\x05 \x01(\tR\x04lost\x1a;\n" +
 	"\rPhasesMsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\";\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"d\n" +
 	"\x0eDisposeRequest\x12)\n" +
-	"\x03ref\x18\x01 \x01(\v2\x17.pagurus.migrate.v1.RefR\x03ref\"\x11\n" +
+	"\x03ref\x18\x01 \x01(\v2\x17.pagurus.migrate.v1.RefR\x03ref\x12'\n" +
+	"\x0faddresses_index\x18\x02 \x01(\x04R\x0eaddressesIndex\"\x11\n" +
 	"\x0fDisposeResponse\":\n" +
 	"\rForgetRequest\x12)\n" +
 	"\x03ref\x18\x01 \x01(\v2\x17.pagurus.migrate.v1.RefR\x03ref\"\x10\n" +
@@ -2547,24 +2622,26 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"\bprepared\x18\x05 \x01(\v2\x1c.pagurus.migrate.v1.PreparedH\x00R\bprepared\x12:\n" +
 	"\bpromised\x18\x06 \x01(\v2\x1c.pagurus.migrate.v1.PromisedH\x00R\bpromised\x121\n" +
 	"\x05ended\x18\a \x01(\v2\x19.pagurus.migrate.v1.EndedH\x00R\x05endedB\a\n" +
-	"\x05event\"b\n" +
+	"\x05event\"\x8b\x01\n" +
 	"\x0eReportResponse\x128\n" +
 	"\bdecision\x18\x01 \x01(\x0e2\x1c.pagurus.migrate.v1.DecisionR\bdecision\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"P\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12'\n" +
+	"\x0faddresses_index\x18\x03 \x01(\x04R\x0eaddressesIndex\"P\n" +
 	"\x0fDecisionRequest\x12)\n" +
 	"\x03ref\x18\x01 \x01(\v2\x17.pagurus.migrate.v1.RefR\x03ref\x12\x12\n" +
-	"\x04host\x18\x02 \x01(\tR\x04host\"\xa6\x01\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\"\xcf\x01\n" +
 	"\x10DecisionResponse\x128\n" +
 	"\bdecision\x18\x01 \x01(\x0e2\x1c.pagurus.migrate.v1.DecisionR\bdecision\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05known\x18\x03 \x01(\bR\x05known\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12\x14\n" +
-	"\x05state\x18\x05 \x01(\tR\x05state\"-\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12'\n" +
+	"\x0faddresses_index\x18\x06 \x01(\x04R\x0eaddressesIndex\"-\n" +
 	"\x13CheckAddressRequest\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\"\x16\n" +
 	"\x14CheckAddressResponse\"G\n" +
 	"\x13SetAddressesRequest\x12\x14\n" +
-	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x1a\n" +
 	"\bprefixes\x18\x02 \x03(\tR\bprefixes\"V\n" +
 	"\x14SetAddressesResponse\x12>\n" +
 	"\bfailures\x18\x01 \x03(\v2\".pagurus.migrate.v1.AddressFailureR\bfailures\"B\n" +

@@ -71,7 +71,7 @@ type AgentClient interface {
 	CheckAddress(ctx context.Context, in *CheckAddressRequest, opts ...grpc.CallOption) (*CheckAddressResponse, error)
 	// SetAddresses tells the host all service addresses that it has: those that it
 	// did not have are put on and announced, others that it had are taken off.
-	// An epoch older than one it has seen is refused with FAILED_PRECONDITION.
+	// A list older than what it has seen is refused with FAILED_PRECONDITION.
 	SetAddresses(ctx context.Context, in *SetAddressesRequest, opts ...grpc.CallOption) (*SetAddressesResponse, error)
 }
 
@@ -220,7 +220,7 @@ type AgentServer interface {
 	CheckAddress(context.Context, *CheckAddressRequest) (*CheckAddressResponse, error)
 	// SetAddresses tells the host all service addresses that it has: those that it
 	// did not have are put on and announced, others that it had are taken off.
-	// An epoch older than one it has seen is refused with FAILED_PRECONDITION.
+	// A list older than what it has seen is refused with FAILED_PRECONDITION.
 	SetAddresses(context.Context, *SetAddressesRequest) (*SetAddressesResponse, error)
 	mustEmbedUnimplementedAgentServer()
 }

@@ -376,13 +376,15 @@ func (x *Created) GetBlockers() []*Finding {
 }
 
 type PreflightDone struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Command       string                 `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
-	Blockers      []*Finding             `protobuf:"bytes,3,rep,name=blockers,proto3" json:"blockers,omitempty"`
-	Warnings      []*Finding             `protobuf:"bytes,4,rep,name=warnings,proto3" json:"warnings,omitempty"`
-	PhasesMs      map[string]float64     `protobuf:"bytes,5,rep,name=phases_ms,json=phasesMs,proto3" json:"phases_ms,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
-	Reserved      bool                   `protobuf:"varint,6,opt,name=reserved,proto3" json:"reserved,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Epoch    uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Command  string                 `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	Blockers []*Finding             `protobuf:"bytes,3,rep,name=blockers,proto3" json:"blockers,omitempty"`
+	Warnings []*Finding             `protobuf:"bytes,4,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	PhasesMs map[string]float64     `protobuf:"bytes,5,rep,name=phases_ms,json=phasesMs,proto3" json:"phases_ms,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
+	Reserved bool                   `protobuf:"varint,6,opt,name=reserved,proto3" json:"reserved,omitempty"`
+	// Service addresses that go along, with the lengths of their networks' prefixes.
+	Addresses     []string `protobuf:"bytes,7,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -457,6 +459,13 @@ func (x *PreflightDone) GetReserved() bool {
 		return x.Reserved
 	}
 	return false
+}
+
+func (x *PreflightDone) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
 }
 
 type Decided struct {
@@ -1019,6 +1028,7 @@ type Options struct {
 	Rehearse       bool                   `protobuf:"varint,6,opt,name=rehearse,proto3" json:"rehearse,omitempty"`
 	Verify         bool                   `protobuf:"varint,7,opt,name=verify,proto3" json:"verify,omitempty"`
 	AllowDegraded  bool                   `protobuf:"varint,8,opt,name=allow_degraded,json=allowDegraded,proto3" json:"allow_degraded,omitempty"`
+	WithAddresses  []string               `protobuf:"bytes,9,rep,name=with_addresses,json=withAddresses,proto3" json:"with_addresses,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1107,6 +1117,13 @@ func (x *Options) GetAllowDegraded() bool {
 		return x.AllowDegraded
 	}
 	return false
+}
+
+func (x *Options) GetWithAddresses() []string {
+	if x != nil {
+		return x.WithAddresses
+	}
+	return nil
 }
 
 type Finding struct {
@@ -1332,10 +1349,12 @@ func (x *Measured) GetWireBytes() uint64 {
 // SnapshotHeader opens a snapshot; as many records and then as many addresses
 // follow, each with its length before it.
 type SnapshotHeader struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
-	Records       uint64                 `protobuf:"varint,2,opt,name=records,proto3" json:"records,omitempty"`
-	Addresses     uint64                 `protobuf:"varint,3,opt,name=addresses,proto3" json:"addresses,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Version   uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Records   uint64                 `protobuf:"varint,2,opt,name=records,proto3" json:"records,omitempty"`
+	Addresses uint64                 `protobuf:"varint,3,opt,name=addresses,proto3" json:"addresses,omitempty"`
+	// The last entry of the log that the snapshot takes account of.
+	Index         uint64 `protobuf:"varint,4,opt,name=index,proto3" json:"index,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1387,6 +1406,13 @@ func (x *SnapshotHeader) GetRecords() uint64 {
 func (x *SnapshotHeader) GetAddresses() uint64 {
 	if x != nil {
 		return x.Addresses
+	}
+	return 0
+}
+
+func (x *SnapshotHeader) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
 	}
 	return 0
 }
@@ -1481,6 +1507,7 @@ type Record struct {
 	Measured      *Measured              `protobuf:"bytes,16,opt,name=measured,proto3" json:"measured,omitempty"`
 	Created       *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=created,proto3" json:"created,omitempty"`
 	Ended         *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=ended,proto3" json:"ended,omitempty"`
+	Addresses     []string               `protobuf:"bytes,19,rep,name=addresses,proto3" json:"addresses,omitempty"` // as in PreflightDone
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1641,6 +1668,13 @@ func (x *Record) GetEnded() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Record) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
 var File_raftlog_v1_raftlog_proto protoreflect.FileDescriptor
 
 const file_raftlog_v1_raftlog_proto_rawDesc = "" +
@@ -1669,14 +1703,15 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\x04from\x18\x03 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x04 \x01(\tR\x02to\x125\n" +
 	"\aoptions\x18\x05 \x01(\v2\x1b.pagurus.raftlog.v1.OptionsR\aoptions\x127\n" +
-	"\bblockers\x18\x06 \x03(\v2\x1b.pagurus.raftlog.v1.FindingR\bblockers\"\xd8\x02\n" +
+	"\bblockers\x18\x06 \x03(\v2\x1b.pagurus.raftlog.v1.FindingR\bblockers\"\xf6\x02\n" +
 	"\rPreflightDone\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x127\n" +
 	"\bblockers\x18\x03 \x03(\v2\x1b.pagurus.raftlog.v1.FindingR\bblockers\x127\n" +
 	"\bwarnings\x18\x04 \x03(\v2\x1b.pagurus.raftlog.v1.FindingR\bwarnings\x12L\n" +
 	"\tphases_ms\x18\x05 \x03(\v2/.pagurus.raftlog.v1.PreflightDone.PhasesMsEntryR\bphasesMs\x12\x1a\n" +
-	"\breserved\x18\x06 \x01(\bR\breserved\x1a;\n" +
+	"\breserved\x18\x06 \x01(\bR\breserved\x12\x1c\n" +
+	"\taddresses\x18\a \x03(\tR\taddresses\x1a;\n" +
 	"\rPhasesMsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\xb2\x02\n" +
@@ -1720,7 +1755,7 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\">\n" +
 	"\x0eAddressRemoved\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
-	"\x04host\x18\x02 \x01(\tR\x04host\"\x9e\x02\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\"\xc5\x02\n" +
 	"\aOptions\x12<\n" +
 	"\fmax_downtime\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\vmaxDowntime\x12'\n" +
 	"\x0fbandwidth_bytes\x18\x02 \x01(\x04R\x0ebandwidthBytes\x12\x1a\n" +
@@ -1730,7 +1765,8 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\x06strict\x18\x05 \x01(\bR\x06strict\x12\x1a\n" +
 	"\brehearse\x18\x06 \x01(\bR\brehearse\x12\x16\n" +
 	"\x06verify\x18\a \x01(\bR\x06verify\x12%\n" +
-	"\x0eallow_degraded\x18\b \x01(\bR\rallowDegraded\"I\n" +
+	"\x0eallow_degraded\x18\b \x01(\bR\rallowDegraded\x12%\n" +
+	"\x0ewith_addresses\x18\t \x03(\tR\rwithAddresses\"I\n" +
 	"\aFinding\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12\x12\n" +
@@ -1753,16 +1789,17 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"wire_bytes\x18\x05 \x01(\x04R\twireBytes\x1a;\n" +
 	"\rPhasesMsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"b\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"x\n" +
 	"\x0eSnapshotHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x18\n" +
 	"\arecords\x18\x02 \x01(\x04R\arecords\x12\x1c\n" +
-	"\taddresses\x18\x03 \x01(\x04R\taddresses\"\x81\x01\n" +
+	"\taddresses\x18\x03 \x01(\x04R\taddresses\x12\x14\n" +
+	"\x05index\x18\x04 \x01(\x04R\x05index\"\x81\x01\n" +
 	"\aAddress\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x120\n" +
 	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x18\n" +
-	"\aleaving\x18\x04 \x01(\bR\aleaving\"\xd7\x04\n" +
+	"\aleaving\x18\x04 \x01(\bR\aleaving\"\xf5\x04\n" +
 	"\x06Record\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x10\n" +
@@ -1782,7 +1819,8 @@ const file_raftlog_v1_raftlog_proto_rawDesc = "" +
 	"\tforgotten\x18\x0f \x01(\bR\tforgotten\x128\n" +
 	"\bmeasured\x18\x10 \x01(\v2\x1c.pagurus.raftlog.v1.MeasuredR\bmeasured\x124\n" +
 	"\acreated\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x120\n" +
-	"\x05ended\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\x05endedB?Z=github.com/pagurus-project/pagurus/proto/raftlog/v1;raftlogv1b\x06proto3"
+	"\x05ended\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\x1c\n" +
+	"\taddresses\x18\x13 \x03(\tR\taddressesB?Z=github.com/pagurus-project/pagurus/proto/raftlog/v1;raftlogv1b\x06proto3"
 
 var (
 	file_raftlog_v1_raftlog_proto_rawDescOnce sync.Once

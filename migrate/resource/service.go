@@ -1,0 +1,126 @@
+package resource
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/procfs"
+	"github.com/pagurus-project/pagurus/tcprepair"
+)
+
+// AddressesAlong returns which of the host's service addresses go along with the
+// tree: those that a socket of it is bound to, and those that were asked for. What
+// is asked for and not there is a blocker; who listens on all addresses is warned
+// of those that stay.
+func (d *TreeDump) AddressesAlong(m *image.Image, service []netip.Prefix, asked []netip.Addr) (along []netip.Prefix) {
+	for _, a := range asked {
+		if !slices.ContainsFunc(service, func(p netip.Prefix) bool { return p.Addr() == a }) {
+			d.Block(migrate.CodeAddressMissing, "see migratectl address ls", "%v is not a service address of the host that the process is on", a)
+		}
+	}
+	for _, p := range service {
+		bound := slices.ContainsFunc(m.Files, func(f image.File) bool { return f.TCP != nil && f.TCP.Local.Addr().Unmap() == p.Addr() })
+		if bound || slices.Contains(asked, p.Addr()) {
+			along = append(along, p)
+			continue
+		}
+		for i := range m.Files {
+			if takes(&m.Files[i], p.Addr()) {
+				d.Warn(migrate.CodeAddressStays, fmt.Sprintf("if it is for this process: --with-address %v", p.Addr()),
+					"the process listens on port %d of all addresses; service address %v does not go along", m.Files[i].TCP.Local.Port(), p.Addr())
+			}
+		}
+	}
+	return along
+}
+
+// takes reports a listener on all addresses that takes connections to this one.
+func takes(f *image.File, a netip.Addr) bool {
+	if f.TCP == nil || f.TCP.State != tcprepair.Listen || !f.TCP.Local.Addr().Unmap().IsUnspecified() {
+		return false
+	}
+	return f.TCP.IPv6 == a.Is6() || f.TCP.IPv6 && !f.TCP.OnlyIPv6()
+}
+
+// CheckAddressesAlong looks for sockets of other processes that are bound to, or
+// connected from, addresses that go along with the tree: they would lose them.
+func (d *TreeDump) CheckAddressesAlong(along []netip.Prefix, pids []int) error {
+	if len(along) == 0 {
+		return nil
+	}
+	own, err := socketsOf(pids)
+	if err != nil {
+		return err
+	}
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		for protocol, list := range map[string]func(uint8) ([]*netlink.Socket, error){"TCP": netlink.SocketDiagTCP, "UDP": netlink.SocketDiagUDP} {
+			sockets, err := list(family)
+			if err != nil {
+				return fmt.Errorf("listing %s sockets: %w", protocol, err)
+			}
+			for _, s := range sockets {
+				local, _ := netip.AddrFromSlice(s.ID.Source)
+				// Without an inode it belongs to nobody any more.
+				at := netip.AddrPortFrom(local.Unmap(), s.ID.SourcePort)
+				if s.INode == 0 || own[s.INode] || !slices.ContainsFunc(along, func(p netip.Prefix) bool { return p.Addr() == at.Addr() }) {
+					continue
+				}
+				d.Block(migrate.CodeAddressInUse, "end what has it, or give it an address of its own",
+					"service address %v would go along, and %s has a %s socket at %v", at.Addr(), ownerOf(s.INode), protocol, at)
+			}
+		}
+	}
+	return nil
+}
+
+// socketsOf are the inodes of the sockets that processes have.
+func socketsOf(pids []int) (map[uint32]bool, error) {
+	all := make(map[uint32]bool)
+	for _, pid := range pids {
+		proc := procfs.Process{PID: pid}
+		fds, err := proc.FDs()
+		if err != nil {
+			return nil, err
+		}
+		for _, fd := range fds {
+			link, err := proc.Link(fmt.Sprintf("fd/%d", fd))
+			if errors.Is(err, os.ErrNotExist) {
+				continue // closed since
+			}
+			if err != nil {
+				return nil, err
+			}
+			var inode uint32
+			if n, _ := fmt.Sscanf(link, "socket:[%d]", &inode); n == 1 {
+				all[inode] = true
+			}
+		}
+	}
+	return all, nil
+}
+
+// ownerOf names a process that has a socket, if one of this PID namespace has it.
+func ownerOf(inode uint32) string {
+	want := fmt.Sprintf("socket:[%d]", inode)
+	pids, _ := procfs.All()
+	for _, pid := range pids {
+		proc := procfs.Process{PID: pid}
+		fds, _ := proc.FDs() // of who has exited meanwhile there are none
+		for _, fd := range fds {
+			if link, err := proc.Link(fmt.Sprintf("fd/%d", fd)); err == nil && link == want {
+				name, _ := proc.Read("comm")
+				return fmt.Sprintf("process %d (%s)", pid, strings.TrimSpace(string(name)))
+			}
+		}
+	}
+	return "somebody"
+}
