@@ -85,7 +85,7 @@ func TestClosed(t *testing.T) {
 						t.Errorf("read %q", got)
 					}
 					if failed {
-						if _, err := unix.Read(server.fd, make([]byte, 1)); err != unix.ECONNRESET {
+						if _, err := readFrom(server.fd, make([]byte, 1)); err != unix.ECONNRESET {
 							t.Errorf("reading after the data: %v", err)
 						}
 					}

@@ -120,7 +120,7 @@ func (e end) shutdown() {
 func (e end) write(text string) {
 	e.t.Helper()
 	for text != "" {
-		n, err := unix.Write(e.fd, []byte(text))
+		n, err := writeTo(e.fd, []byte(text))
 		if err != nil {
 			e.t.Fatalf("writing: %v", err)
 		}
@@ -134,7 +134,7 @@ func (e end) read(n int) string {
 	got := make([]byte, 0, n)
 	for len(got) < n {
 		some := make([]byte, n-len(got))
-		k, err := unix.Read(e.fd, some)
+		k, err := readFrom(e.fd, some)
 		if err != nil {
 			e.t.Fatalf("reading, after %d of %d bytes: %v", len(got), n, err)
 		}
@@ -149,7 +149,7 @@ func (e end) read(n int) string {
 // readEnd expects the peer's FIN.
 func (e end) readEnd() {
 	e.t.Helper()
-	if n, err := unix.Read(e.fd, make([]byte, 1)); n != 0 || err != nil {
+	if n, err := readFrom(e.fd, make([]byte, 1)); n != 0 || err != nil {
 		e.t.Fatalf("reading the end: %d, %v", n, err)
 	}
 }

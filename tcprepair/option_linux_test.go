@@ -150,6 +150,6 @@ func connection(t *testing.T, ipv6 bool) int {
 	if err := unix.Connect(unbound(t, ipv6), must(unix.Getsockname(l))); err != nil {
 		t.Fatal(err)
 	}
-	fd, _, err := unix.Accept(l)
+	fd, _, err := acceptFrom(l)
 	return must(fd, err)
 }

@@ -1,7 +1,6 @@
 package tcprepair
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -13,7 +12,8 @@ import (
 //
 // Packets of the connection must be held: what Restore itself makes the kernel
 // answer is to be dropped. The local address must be the host's own by now; early,
-// for a socket without a connection, it may become that later.
+// it may become that later, before Arrive. A connection that has ended cannot be
+// restored early.
 // The descriptor is non-blocking and closed by exec. The caller needs
 // CAP_NET_ADMIN and CAP_NET_RAW. On an error nothing is left.
 func Restore(s *Socket, early bool) (fd int, err error) {
@@ -63,7 +63,7 @@ func (s *Socket) build(fd int, early bool) error {
 	case s.State == Closed:
 		return s.settle(fd)
 	}
-	return s.connect(fd)
+	return s.connect(fd, early)
 }
 
 // CanBind reports why this host would not let a socket without a connection have
@@ -98,39 +98,36 @@ func (s *Socket) bindTo(fd int, early bool) error {
 	if err != nil {
 		return err
 	}
-	if early {
-		if err := setFreebind(fd, s.IPv6, 1); err != nil {
-			return err
+	return s.abroad(fd, early, func() error {
+		if err := unix.Bind(fd, local); err != nil {
+			return fmt.Errorf("binding to %v: %w", s.Local, err)
 		}
-	}
-	if err := unix.Bind(fd, local); err != nil {
-		return fmt.Errorf("binding to %v: %w", s.Local, err)
-	}
-	if early {
-		return setFreebind(fd, s.IPv6, s.freebind())
-	}
-	return nil
+		return nil
+	})
 }
 
-// freebind is what the program has set.
-func (s *Socket) freebind() int {
-	for i := range s.Options {
-		if o := &s.Options[i]; o.Level == unix.SOL_IP && o.Name == unix.IP_FREEBIND && len(o.Value) == 4 {
-			return int(int32(binary.NativeEndian.Uint32(o.Value)))
-		}
+// abroad calls f; early, while the socket may be bound to an address that the host
+// does not have, and connected from it (IP_TRANSPARENT, ip(7)).
+func (s *Socket) abroad(fd int, early bool, f func() error) error {
+	if !early {
+		return f()
 	}
-	return 0
-}
-
-// setFreebind decides whether the socket may be bound to an address that the host
-// does not have. It is one switch under two names.
-func setFreebind(fd int, ipv6 bool, value int) error {
-	level, name := unix.SOL_IP, unix.IP_FREEBIND
-	if ipv6 {
-		level, name = unix.SOL_IPV6, unix.IPV6_FREEBIND
+	level, name := unix.SOL_IP, unix.IP_TRANSPARENT // one switch under two names
+	if s.IPv6 {
+		level, name = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
 	}
-	if err := unix.SetsockoptInt(fd, level, name, value); err != nil {
-		return fmt.Errorf("setting IP_FREEBIND: %w", err)
+	was, err := unix.GetsockoptInt(fd, level, name)
+	if err == nil {
+		err = unix.SetsockoptInt(fd, level, name, 1)
+	}
+	if err != nil {
+		return fmt.Errorf("setting IP_TRANSPARENT: %w", err)
+	}
+	if err := f(); err != nil {
+		return err
+	}
+	if err := unix.SetsockoptInt(fd, level, name, was); err != nil {
+		return fmt.Errorf("setting IP_TRANSPARENT: %w", err)
 	}
 	return nil
 }
@@ -190,7 +187,7 @@ func (s *Socket) finish(fd int) error {
 }
 
 // connect makes the connection as it was, without a packet.
-func (s *Socket) connect(fd int) error {
+func (s *Socket) connect(fd int, early bool) error {
 	if err := setInt(fd, unix.SOL_TCP, unix.TCP_TIMESTAMP, s.Timestamp); err != nil {
 		return fmt.Errorf("setting TCP_TIMESTAMP: %w", err)
 	}
@@ -212,7 +209,8 @@ func (s *Socket) connect(fd int) error {
 	if err := setInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG, min(s.Negotiated.MSS, maxUserMSS)); err != nil {
 		return fmt.Errorf("setting TCP_MAXSEG: %w", err)
 	}
-	if err := unix.Connect(fd, remote); err != nil {
+	err = s.abroad(fd, early, func() error { return unix.Connect(fd, remote) })
+	if err != nil {
 		return fmt.Errorf("connecting: %w", err)
 	}
 	if err := setInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG, 0); err != nil {
@@ -233,11 +231,33 @@ func (s *Socket) connect(fd int) error {
 	if err := fill(fd, sendQueue, s.Send.Data[:len(s.Send.Data)-s.Unsent]); err != nil {
 		return fmt.Errorf("filling the send queue: %w", err)
 	}
+	if early && s.hears() {
+		return nil // it can be told nothing yet
+	}
+	return s.reach(fd)
+}
+
+// Arrive goes on with a socket that was restored early, when its local address is the
+// host's: before Activate.
+func Arrive(fd int, s *Socket) error {
+	if !s.hears() {
+		return nil
+	}
+	return s.reach(fd)
+}
+
+// hears reports a state that segments of the peer lead to, which are sent again.
+func (s *Socket) hears() bool {
+	return s.State == CloseWait || s.State == LastAck || s.State == FinWait2 || s.State == Closing
+}
+
+// reach brings a connection from where it is established to where it was.
+func (s *Socket) reach(fd int) error {
 	if err := s.close(fd); err != nil {
 		return err
 	}
 	w := &s.Window
-	err = setsockopt(fd, unix.SOL_TCP, unix.TCP_REPAIR_WINDOW,
+	err := setsockopt(fd, unix.SOL_TCP, unix.TCP_REPAIR_WINDOW,
 		encode(w.SendWL1, w.SendWindow, w.MaxWindow, w.ReceiveWindow, w.ReceiveWindowT))
 	if err != nil {
 		return fmt.Errorf("setting TCP_REPAIR_WINDOW: %w", err)

@@ -69,9 +69,15 @@ func (e end) take() (*Socket, end) {
 	if err := Discard(e.fd); err != nil {
 		e.t.Fatal(err)
 	}
-	fd, err := Restore(&s, false)
+	early := s.State.Connected()
+	fd, err := Restore(&s, early)
 	if err != nil {
 		e.t.Fatalf("restore: %v", err)
+	}
+	if early {
+		if err := Arrive(fd, &s); err != nil {
+			e.t.Fatalf("arrive: %v", err)
+		}
 	}
 	if err := unix.SetNonblock(fd, false); err != nil {
 		e.t.Fatal(err)

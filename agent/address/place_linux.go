@@ -6,6 +6,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -58,7 +59,25 @@ func Put(p netip.Prefix) (put bool, err error) {
 	case err != nil:
 		return false, fmt.Errorf("putting %s on %s: %w", p, device.Attrs().Name, err)
 	}
-	return true, nil
+	return true, awaitLocal(p.Addr())
+}
+
+// localTimeout bounds how long the kernel takes to make an address usable.
+const localTimeout = time.Second
+
+// awaitLocal returns when packets to the address are this host's: with IPv6 that
+// comes a moment after the address (addrconf_dad_work, net/ipv6/addrconf.c).
+func awaitLocal(a netip.Addr) error {
+	for deadline := time.Now().Add(localTimeout); ; {
+		routes, err := netlink.RouteGet(a.AsSlice())
+		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s is not in use after %v: %w", a, localTimeout, err)
+		}
+		<-time.After(100 * time.Microsecond)
+	}
 }
 
 // Remove takes an address away, from whatever device has it. To remove one that

@@ -8,7 +8,8 @@ import (
 )
 
 // A Flow is what is held: the segments from one peer to one local address and
-// port, or, without a peer, from all of them.
+// port, or, without a peer, from all of them, and, without a port, to all ports of
+// the address.
 type Flow struct {
 	Local  netip.AddrPort
 	Remote netip.AddrPort // not valid: anybody
@@ -38,7 +39,7 @@ func (c *Config) validate() error {
 	}
 	for _, f := range c.Flows {
 		local, remote := f.Local.Addr().Unmap(), f.Remote.Addr().Unmap()
-		if !f.Local.IsValid() || f.Local.Port() == 0 || f.Remote.IsValid() && local.Is4() != remote.Is4() {
+		if !f.Local.IsValid() || f.Local.Port() == 0 && f.Remote.IsValid() || f.Remote.IsValid() && local.Is4() != remote.Is4() {
 			return fmt.Errorf("%w: from %v to %v", ErrInvalid, f.Remote, f.Local)
 		}
 	}

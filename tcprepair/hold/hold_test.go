@@ -21,6 +21,7 @@ type pair struct {
 	client         func(func() error) error // runs in the client's network
 	domain         int
 	serverAddr     netip.Addr
+	prefix         string
 	server, opened end // a listener, and an accepted connection
 	peer           end // its other end
 }
@@ -90,7 +91,9 @@ func newPair(t *testing.T, ipv6 bool) *pair {
 		}
 		return errors.Join(netlink.LinkSetUp(lo), netlink.LinkSetUp(wire), netlink.AddrAdd(wire, addr))
 	}
-	if err := errors.Join(err, up(netip.PrefixFrom(p.serverAddr, bits).String())); err != nil {
+	p.prefix = netip.PrefixFrom(p.serverAddr, bits).String()
+	// The server has a first address, too, as hosts do.
+	if err := errors.Join(err, up(netip.PrefixFrom(p.serverAddr.Next().Next().Next(), bits).String()), up(p.prefix)); err != nil {
 		t.Fatal(err)
 	}
 	if err := run(func() error { return up(clientAddr) }); err != nil {
@@ -101,7 +104,7 @@ func newPair(t *testing.T, ipv6 bool) *pair {
 		t.Fatal(err)
 	}
 	p.peer = p.dial(0)
-	fd, _, err := unix.Accept(p.server.fd)
+	fd, _, err := acceptFrom(p.server.fd)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +175,7 @@ func (e end) local() netip.AddrPort {
 func (e end) write(text string) {
 	e.t.Helper()
 	for text != "" {
-		n, err := unix.Write(e.fd, []byte(text))
+		n, err := writeTo(e.fd, []byte(text))
 		if err != nil {
 			e.t.Fatal(err)
 		}
@@ -185,7 +188,7 @@ func (e end) expect(text string) {
 	var got []byte
 	for len(got) < len(text) {
 		buf := make([]byte, len(text)-len(got))
-		n, err := unix.Read(e.fd, buf)
+		n, err := readFrom(e.fd, buf)
 		if err != nil || n == 0 {
 			e.t.Fatalf("reading, after %d of %d bytes: %d, %v", len(got), len(text), n, err)
 		}
@@ -277,7 +280,7 @@ func TestDelivered(t *testing.T) {
 		}
 		quick := time.Since(begun) < patience
 		p.opened.expect(sent)
-		fd, from, err := unix.Accept(p.server.fd)
+		fd, from, err := acceptFrom(p.server.fd)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -339,7 +342,7 @@ func TestOutlives(t *testing.T) {
 			t.Fatal(err)
 		}
 		clean(t)
-		if _, err := unix.Read(p.peer.fd, make([]byte, 1)); err != unix.ECONNRESET {
+		if _, err := readFrom(p.peer.fd, make([]byte, 1)); err != unix.ECONNRESET {
 			t.Errorf("the peer of a socket that is gone reads %v", err)
 		}
 	})

@@ -61,23 +61,23 @@ func install(c *Config, device int) error {
 		Table: out, Name: "out", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: priority,
 	})
 	for _, f := range families {
-		for _, peers := range []bool{true, false} {
-			elements := f.elements(c.Flows, peers, incoming)
+		for _, width := range []width{withPeers, withPorts, addressesOnly} {
+			elements := f.elements(c.Flows, width, incoming)
 			if len(elements) == 0 {
 				continue
 			}
-			set := f.set(in, peers)
+			set := f.set(in, width)
 			if err := conn.AddSet(set, elements); err != nil {
 				return err
 			}
 			for _, chain := range chains {
-				conn.AddRule(&nftables.Rule{Table: in, Chain: chain, Exprs: append(f.match(set, peers, incoming), keep...)})
+				conn.AddRule(&nftables.Rule{Table: in, Chain: chain, Exprs: append(f.match(set, width, incoming), keep...)})
 			}
-			set = f.set(out, peers)
-			if err := conn.AddSet(set, f.elements(c.Flows, peers, outgoing)); err != nil {
+			set = f.set(out, width)
+			if err := conn.AddSet(set, f.elements(c.Flows, width, outgoing)); err != nil {
 				return err
 			}
-			conn.AddRule(&nftables.Rule{Table: out, Chain: output, Exprs: append(f.match(set, peers, outgoing), drop...)})
+			conn.AddRule(&nftables.Rule{Table: out, Chain: output, Exprs: append(f.match(set, width, outgoing), drop...)})
 		}
 	}
 	if err := conn.Flush(); err != nil {
@@ -159,29 +159,54 @@ const (
 	outgoing direction = true
 )
 
-// set is a set of the local ends of flows, with their peers or without.
-func (f *sets) set(t *nftables.Table, peers bool) *nftables.Set {
+// A width is how much of a packet is looked at.
+type width uint8
+
+const (
+	withPeers width = iota
+	withPorts
+	addressesOnly
+)
+
+func (f *Flow) width() width {
+	switch {
+	case f.Remote.IsValid():
+		return withPeers
+	case f.Local.Port() != 0:
+		return withPorts
+	}
+	return addressesOnly
+}
+
+// set is a set of the local ends of flows of that width.
+func (f *sets) set(t *nftables.Table, w width) *nftables.Set {
 	name := fmt.Sprintf("ip%d", 8*f.addressBytes)
 	types := []nftables.SetDatatype{f.datatype, nftables.TypeInetService}
-	if peers {
+	switch w {
+	case withPeers:
 		name += "-peers"
 		types = append(types, types...)
+	case addressesOnly:
+		return &nftables.Set{Table: t, Name: name + "-all", KeyType: f.datatype}
 	}
 	return &nftables.Set{Table: t, Name: name, KeyType: nftables.MustConcatSetType(types...), Concatenation: true}
 }
 
-func (f *sets) elements(flows []Flow, peers bool, d direction) []nftables.SetElement {
+func (f *sets) elements(flows []Flow, w width, d direction) []nftables.SetElement {
 	var all []nftables.SetElement
 	seen := make(map[string]bool)
 	for _, flow := range flows {
 		local := flow.Local.Addr().Unmap()
-		if flow.Remote.IsValid() != peers || local.Is4() != (f.addressBytes == 4) {
+		if flow.width() != w || local.Is4() != (f.addressBytes == 4) {
 			continue
 		}
 		key := field(flow.Local)
-		if peers && d == incoming {
+		switch {
+		case w == addressesOnly:
+			key = local.AsSlice()
+		case w == withPeers && d == incoming:
 			key = append(field(flow.Remote), key...)
-		} else if peers {
+		case w == withPeers:
 			key = append(key, field(flow.Remote)...)
 		}
 		if !seen[string(key)] {
@@ -199,7 +224,7 @@ func field(a netip.AddrPort) []byte {
 }
 
 // match begins a rule for TCP segments of flows in the set.
-func (f *sets) match(set *nftables.Set, peers bool, d direction) []expr.Any {
+func (f *sets) match(set *nftables.Set, w width, d direction) []expr.Any {
 	exprs := []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, f.network)},
@@ -213,16 +238,16 @@ func (f *sets) match(set *nftables.Set, peers bool, d direction) []expr.Any {
 		if !source {
 			address, port = address+f.addressBytes, 2
 		}
-		exprs = append(exprs,
-			&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: address, Len: f.addressBytes},
-			&expr.Payload{DestRegister: register + f.addressBytes/4, Base: expr.PayloadBaseTransportHeader, Offset: port, Len: 2},
-		)
+		exprs = append(exprs, &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: address, Len: f.addressBytes})
+		if w != addressesOnly {
+			exprs = append(exprs, &expr.Payload{DestRegister: register + f.addressBytes/4, Base: expr.PayloadBaseTransportHeader, Offset: port, Len: 2})
+		}
 		register += f.addressBytes/4 + 1
 	}
-	if peers || d == outgoing {
+	if w == withPeers || d == outgoing {
 		load(true)
 	}
-	if peers || d == incoming {
+	if w == withPeers || d == incoming {
 		load(false)
 	}
 	return append(exprs, &expr.Lookup{SourceRegister: unix.NFT_REG32_00, SetName: set.Name, SetID: set.ID})
