@@ -85,7 +85,7 @@ func repeatedly(interval time.Duration, do func()) (stop func()) {
 
 // Slow says why freezes of large processes take longer on this machine than
 // they could; nil if they do not.
-func (e *Engines) Slow() error { return e.source.NoIterator }
+func (e *Engines) Slow() error { return e.source.Slow }
 
 // Close lets go of what migrations share.
 func (e *Engines) Close() error {

@@ -1,6 +1,7 @@
 package tcprepair
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 
@@ -85,7 +86,7 @@ func TestClosed(t *testing.T) {
 						t.Errorf("read %q", got)
 					}
 					if failed {
-						if _, err := readFrom(server.fd, make([]byte, 1)); err != unix.ECONNRESET {
+						if _, err := readFrom(server.fd, make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
 							t.Errorf("reading after the data: %v", err)
 						}
 					}

@@ -13,7 +13,8 @@ import (
 var ErrUnsupported = errors.New("cannot be moved")
 
 // Look reads what of a socket can be read without repair mode, and disturbs
-// nothing: of one without a connection that is everything. waiting is how many
+// nothing: of one without a connection that is everything, of one with a connection
+// all but queues, windows and clock. waiting is how many
 // connections wait in a listener to be accepted.
 //
 // fd may be any descriptor of the socket.
@@ -28,6 +29,12 @@ func Look(fd int) (s *Socket, waiting int, err error) {
 	}
 	if s.State == Listen {
 		waiting = int(info.unacked)
+	}
+	if s.State.Connected() {
+		s.Negotiated = info.negotiated
+		if s.Negotiated.MSS, err = getInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG); err != nil {
+			return nil, 0, fmt.Errorf("reading TCP_MAXSEG: %w", err)
+		}
 	}
 	return s, waiting, nil
 }

@@ -238,10 +238,13 @@ func (s *Socket) connect(fd int, early bool) error {
 }
 
 // Arrive goes on with a socket that was restored early, when its local address is the
-// host's: before Activate.
+// host's: before Activate. What it needs of s is in its Rest. It may be repeated.
 func Arrive(fd int, s *Socket) error {
 	if !s.hears() {
 		return nil
+	}
+	if i, err := readInfo(fd); err != nil || i.state != Established {
+		return err // it has been there
 	}
 	return s.reach(fd)
 }
@@ -362,19 +365,25 @@ func (s *Socket) reached(fd int) error {
 
 // Activate lets a restored connection live: it says hello to the peer by a probe
 // of its window, sends what was not sent before, and takes packets. It does
-// nothing to a socket without a connection.
+// nothing to a socket without a connection. What it needs of s is in its Rest. It
+// may be repeated, by whoever does not know whether it was done, as long as the
+// program has not used the socket.
 func Activate(fd int, s *Socket) error {
 	if !s.State.Connected() {
 		return nil
 	}
+	unsent, err := s.unsent(fd)
+	if err != nil {
+		return err
+	}
 	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_OFF); err != nil {
 		return fmt.Errorf("leaving repair mode: %w", err)
 	}
-	if err := write(fd, s.Send.Data[len(s.Send.Data)-s.Unsent:]); err != nil {
+	if err := write(fd, unsent); err != nil {
 		return fmt.Errorf("sending what was not sent: %w", err)
 	}
 	if s.FINUnsent {
-		if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
+		if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil && !errors.Is(err, unix.ENOTCONN) {
 			return fmt.Errorf("sending FIN: %w", err)
 		}
 	}
@@ -382,4 +391,24 @@ func Activate(fd int, s *Socket) error {
 		return err
 	}
 	return s.finish(fd)
+}
+
+// unsent is what the socket has not been given to send yet: all of it, unless
+// somebody has been there before. It leaves the socket in repair mode.
+func (s *Socket) unsent(fd int) ([]byte, error) {
+	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_ON); err != nil {
+		return nil, fmt.Errorf("entering repair mode: %w", err)
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, sendQueue); err != nil {
+		return nil, fmt.Errorf("setting TCP_REPAIR_QUEUE: %w", err)
+	}
+	next, err := getInt(fd, unix.SOL_TCP, unix.TCP_QUEUE_SEQ)
+	if err == nil {
+		err = unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, noQueue)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading TCP_QUEUE_SEQ: %w", err)
+	}
+	missing := int(int32(s.Send.end() - next)) // a FIN counts, too
+	return s.Send.Data[len(s.Send.Data)-min(max(missing, 0), s.Unsent):], nil
 }

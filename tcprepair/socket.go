@@ -92,14 +92,26 @@ type Filter []uint64
 // SO_BUF_LOCK.
 type Buffers struct{ Send, Receive, Locks uint32 }
 
-// A Queue is data in order. Seq is the sequence number of the first byte.
+// A Queue is data in order. Seq is the sequence number of the first byte. Of what Rest
+// returns, Skipped bytes are left out before the data.
 type Queue struct {
-	Seq  uint32
-	Data []byte
+	Seq     uint32
+	Skipped uint32
+	Data    []byte
 }
 
 // end is the sequence number behind the data.
-func (q *Queue) end() uint32 { return q.Seq + uint32(len(q.Data)) }
+func (q *Queue) end() uint32 { return q.Seq + q.Skipped + uint32(len(q.Data)) }
+
+// Rest is what of a connection Resume, Arrive and Activate need to know: without what
+// Restore puts into the queues.
+func (s *Socket) Rest() *Socket {
+	rest := *s
+	rest.Receive = Queue{Seq: s.Receive.Seq, Skipped: uint32(len(s.Receive.Data))}
+	sent := len(s.Send.Data) - s.Unsent
+	rest.Send = Queue{Seq: s.Send.Seq, Skipped: uint32(sent), Data: s.Send.Data[sent:]}
+	return &rest
+}
 
 // Window is struct tcp_repair_window.
 type Window struct {
@@ -156,6 +168,8 @@ func (s *Socket) Validate() error {
 		return fmt.Errorf("%w: data in %v", ErrInvalid, s.State)
 	case !s.State.Connected():
 		return nil
+	case s.Receive.Skipped != 0 || s.Send.Skipped != 0:
+		return fmt.Errorf("%w: queues without their beginning", ErrInvalid)
 	case len(s.Receive.Data) > maxQueue, len(s.Send.Data) > maxQueue:
 		return fmt.Errorf("%w: queues of %d and %d bytes", ErrInvalid, len(s.Receive.Data), len(s.Send.Data))
 	case s.Unsent < 0 || s.Unsent > len(s.Send.Data):

@@ -137,7 +137,7 @@ func TestDebianKernel(t *testing.T) {
 		}
 		guest.Tests = append(guest.Tests, TestBinary{
 			Package: p.pkg, File: file, Sources: filepath.Join("../..", p.pkg),
-			Args: []string{"-test.v", "-test.timeout=20m", "-test.run=" + p.run, "-test.skip=" + p.skip},
+			Args: []string{"-test.v", "-test.short", "-test.timeout=20m", "-test.run=" + p.run, "-test.skip=" + p.skip},
 		})
 	}
 

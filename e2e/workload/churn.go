@@ -25,6 +25,7 @@ type churner struct {
 	random    uint64
 	spans     []*span
 	next      pageID
+	joined    *joined
 	questions chan chan answer
 	scratch   [pageSize]byte
 	done      map[string]int64
@@ -44,6 +45,11 @@ func (c *churner) run(ready chan<- struct{}) {
 	for range maxSpans / 2 {
 		c.do("mmap", c.mmap)
 	}
+	c.do("joined", func() (err error) {
+		c.joined, err = newJoined(c.next)
+		c.next += spanNames
+		return err
+	})
 	w := newWatch(c.journal)
 	ready <- struct{}{}
 	for next := monotonic(); ; {
@@ -78,6 +84,8 @@ func (c *churner) change() {
 		c.do("mprotect", c.mprotect)
 	case kind < 12:
 		c.do("madvise", c.dontneed)
+	case kind < 13:
+		c.do("joined", c.joined.write)
 	default:
 		c.do("write", c.write)
 	}
@@ -179,7 +187,7 @@ func (c *churner) verify(s *span) error {
 func (c *churner) verifyAll(w *watch) map[string]int64 {
 	counts := map[string]int64{"spans": int64(len(c.spans))}
 	maps.Copy(counts, c.done)
-	for _, s := range c.spans {
+	for _, s := range append([]*span{c.joined.span}, c.spans...) {
 		if err := c.verify(s); err != nil {
 			c.journal.problemf("%v", err)
 		}

@@ -5,7 +5,16 @@ import (
 	"os"
 	"strings"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
+
+// mapAnew puts a new mapping in the place of memory.
+func mapAnew(memory []byte) error {
+	_, err := unix.MmapPtr(-1, 0, unsafe.Pointer(&memory[0]), uintptr(len(memory)),
+		unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED)
+	return err
+}
 
 // mappingsOf are the lines of /proc/self/maps about memory.
 func mappingsOf(memory []byte) string {

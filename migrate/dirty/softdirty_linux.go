@@ -20,7 +20,8 @@ import (
 //
 // The bit is set for every page, present or not, of a mapping that is new
 // since the bits were cleared. Pages that have vanished show no bit: they are
-// those that were there at the last Collect and are not any more.
+// those that were there at the last Collect and are not any more. On some kernels
+// written pages are missed: see LosesWrites.
 type SoftDirty struct {
 	pid     int
 	pagemap *os.File

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/resource"
 	"github.com/pagurus-project/pagurus/migrate/wire"
+	"github.com/pagurus-project/pagurus/pageserver"
 	"github.com/pagurus-project/pagurus/parasite"
 )
 
@@ -97,21 +99,28 @@ func (m *Migration) standStill(ctx context.Context, heard *replies, events Event
 	m.spent(migrate.PhaseStop, stopped.Sub(m.frozen)+found.Sub(dumped))
 	m.spent(migrate.PhaseDump, dumped.Sub(stopped))
 
-	ctx, cancel := context.WithTimeoutCause(ctx, m.patience(s),
-		errors.New("the destination takes too long over the last round"))
+	patient, cancel := m.patient(ctx, s)
 	defer cancel()
-	stats, err := m.send(ctx, s, n, true)
+	stats, err := m.send(patient, s, n, true)
 	if err != nil {
 		return err
 	}
 	m.gauges.mu.Lock()
 	m.noteRoundLocked(stats, time.Since(found), true)
 	m.gauges.mu.Unlock()
-	if err := m.sendState(ctx); err != nil {
+	if err := m.sendState(patient); err != nil {
 		return err
 	}
 	sent := time.Now()
-	reply, err := heard.await(ctx, wire.Prepared, 0)
+	reply, err := heard.await(patient, wire.Prepared, 0, wire.Differs)
+	for ; err == nil && reply.Kind == wire.Differs; n++ {
+		patient, cancel := m.patient(ctx, s)
+		if err = m.sendAgain(patient, n+1, reply.Runs); err == nil {
+			sent = time.Now()
+			reply, err = heard.await(patient, wire.Prepared, 0, wire.Differs)
+		}
+		cancel()
+	}
 	if err != nil {
 		return err
 	}
@@ -126,7 +135,7 @@ func (m *Migration) standStill(ctx context.Context, heard *replies, events Event
 	m.gauges.mu.Lock()
 	m.gauges.measured.Downtime = arrived.Sub(m.frozen)
 	m.gauges.mu.Unlock()
-	if !m.config.Options.Verify {
+	if !m.verifies() {
 		m.host.learn(time.Since(m.frozen) - stats.Duration)
 	}
 	return nil
@@ -141,6 +150,11 @@ func (m *Migration) planFreeze() error {
 	return m.save()
 }
 
+// patient ends when the rest takes too long.
+func (m *Migration) patient(ctx context.Context, s *survey) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, m.patience(s), errors.New("the destination takes too long over the last round"))
+}
+
 // patience is how long the rest may take.
 func (m *Migration) patience(s *survey) time.Duration {
 	m.gauges.mu.Lock()
@@ -150,7 +164,7 @@ func (m *Migration) patience(s *survey) time.Duration {
 	if speed > 0 {
 		allowed += silenceFactor * time.Duration(float64(s.pages*image.PageSize)/speed*float64(time.Second))
 	}
-	if m.config.Options.Verify {
+	if m.verifies() {
 		var all uint64
 		for _, p := range m.processes {
 			all += p.sent.Len() * image.PageSize
@@ -252,7 +266,7 @@ func (m *Migration) sendState(ctx context.Context) error {
 		return fmt.Errorf("encoding the image: %w", err)
 	}
 	state := wire.State{Image: encoded}
-	if m.config.Options.Verify {
+	if m.verifies() {
 		if state.Verify, err = m.verify(ctx); err != nil {
 			return fmt.Errorf("summing up the memory: %w", err)
 		}
@@ -262,6 +276,31 @@ func (m *Migration) sendState(ctx context.Context) error {
 		return fmt.Errorf("encoding the state: %w", err)
 	}
 	return m.sender.Message(ctx, wire.KindState, payload)
+}
+
+// maxRepairs bounds how often pages are sent again: each time there are fewer.
+const maxRepairs = 100
+
+// sendAgain sends pages that the destination does not have as they are, as a round
+// numbered n, and the state.
+func (m *Migration) sendAgain(ctx context.Context, n uint32, runs []wire.Run) error {
+	if m.repairs++; !m.host.losesWrites || m.repairs > maxRepairs || len(runs) == 0 {
+		return fmt.Errorf("the destination asks for pages again, for the %d. time", m.repairs)
+	}
+	again := make([]pageserver.Run, len(runs))
+	for i, r := range runs {
+		again[i] = pageserver.Run{Space: pageserver.SpaceID(r.Space), Range: pageserver.Range{First: pageserver.PageNo(r.First), Pages: r.Pages}}
+	}
+	began := time.Now()
+	none := slices.Values([]pageserver.Run(nil))
+	stats, err := m.sender.Round(ctx, pageserver.RoundSpec{N: n, Runs: slices.Values(again), Drops: none, Urgent: true})
+	if err != nil {
+		return err
+	}
+	m.gauges.mu.Lock()
+	m.noteRoundLocked(stats, time.Since(began), true)
+	m.gauges.mu.Unlock()
+	return m.sendState(ctx)
 }
 
 // unfreeze lets the process go on after a freeze that is to be tried again.

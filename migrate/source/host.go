@@ -29,10 +29,12 @@ type Host struct {
 	image   image.Host
 	readers resource.Readers
 	digests *resource.Digests
-	// NoIterator says why flags of mappings have to be read from smaps, which
-	// makes freezes of large processes longer, or why relative time-outs start
-	// over; nil: neither is so.
-	NoIterator error
+	// Slow says why flags of mappings have to be read from smaps, or all memory has
+	// to be compared, either of which makes freezes of large processes longer, or
+	// why relative time-outs start over; nil: none of it is so.
+	Slow error
+
+	losesWrites bool // soft-dirty bits do, which are what there is (package dirty)
 
 	fixed atomic.Int64 // what a freeze costs beside its pages, as learned; nanoseconds
 }
@@ -48,9 +50,18 @@ const (
 func New(ctx context.Context, config HostConfig) (*Host, error) {
 	h := &Host{config: config, digests: resource.NewDigests()}
 	h.fixed.Store(int64(fixedAtFirst))
-	var err error
-	if _, err = dirty.Detect(); err != nil {
+	kind, err := dirty.Detect()
+	if err != nil {
 		return nil, err
+	}
+	var loses error
+	if kind == dirty.KindSoftDirty {
+		if h.losesWrites, err = dirty.LosesWrites(); err != nil {
+			return nil, fmt.Errorf("trying soft-dirty bits: %w", err)
+		}
+	}
+	if h.losesWrites {
+		loses = errors.New("this kernel's soft-dirty bits miss pages that were written, so all memory is compared while a process stands still")
 	}
 	if h.config.CgroupRoot == "" {
 		if h.config.CgroupRoot, err = freezer.Mount(); err != nil {
@@ -63,7 +74,7 @@ func New(ctx context.Context, config HostConfig) (*Host, error) {
 	var noFlags, noSleeps error
 	h.readers.Flags, noFlags = procfs.NewFlagReader()
 	h.readers.Sleeps, noSleeps = procfs.NewSleepReader()
-	h.NoIterator = errors.Join(noFlags, noSleeps)
+	h.Slow = errors.Join(noFlags, noSleeps, loses)
 	return h, nil
 }
 

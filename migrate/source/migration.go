@@ -87,6 +87,7 @@ type Migration struct {
 	trip   time.Duration // to the destination and back
 
 	image    *image.Image // taken at the freeze
+	repairs  int          // how often pages were sent again
 	frozen   time.Time    // when the first thread was stopped for good; zero: none was
 	still    bool         // all threads were
 	promised bool

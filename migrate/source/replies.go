@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/pagurus-project/pagurus/migrate/wire"
@@ -53,13 +54,13 @@ func listen(ctx context.Context, conn net.Conn, fail context.CancelCauseFunc) *r
 	return r
 }
 
-// await waits for a certain reply.
-func (r *replies) await(ctx context.Context, kind wire.ReplyKind, round uint32) (wire.Reply, error) {
+// await waits for a certain reply, or for another one of these kinds.
+func (r *replies) await(ctx context.Context, kind wire.ReplyKind, round uint32, or ...wire.ReplyKind) (wire.Reply, error) {
 	select {
 	case <-ctx.Done():
 		return wire.Reply{}, context.Cause(ctx)
 	case reply := <-r.said:
-		if reply.Kind != kind || reply.Round != round {
+		if (reply.Kind != kind || reply.Round != round) && !slices.Contains(or, reply.Kind) {
 			return reply, fmt.Errorf("the destination says %q (round %d) instead of %q (round %d)", reply.Kind, reply.Round, kind, round)
 		}
 		return reply, nil

@@ -39,8 +39,8 @@ func newHost(t testing.TB) *Host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h.NoIterator != nil {
-		t.Logf("flags come from smaps: %v", h.NoIterator)
+	if h.Slow != nil {
+		t.Logf("slow here: %v", h.Slow)
 	}
 	t.Cleanup(func() {
 		if err := h.Close(); err != nil {

@@ -12,6 +12,10 @@ import (
 // that exactly.
 const verifyChunk = 256
 
+// verifies reports whether all of the memory is compared: if it was asked for, or if
+// the tracker may have missed something.
+func (m *Migration) verifies() bool { return m.config.Options.Verify || m.host.losesWrites }
+
 // verify sums up all of the memory of the frozen tree: what holds something,
 // as the page tables say and not the trackers, and what was ever sent.
 func (m *Migration) verify(ctx context.Context) (*wire.Verify, error) {
@@ -45,7 +49,7 @@ func (m *Migration) verify(ctx context.Context) (*wire.Verify, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &wire.Verify{ChunkPages: verifyChunk}
+	v := &wire.Verify{ChunkPages: verifyChunk, Repair: m.host.losesWrites}
 	for _, r := range runs {
 		v.Runs = append(v.Runs, wire.Run{Space: uint32(r.Space), First: uint64(r.First), Pages: r.Pages})
 	}

@@ -9,28 +9,20 @@ import (
 
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/resource"
-	"github.com/pagurus-project/pagurus/migrate/wire"
-	"github.com/pagurus-project/pagurus/pageserver"
 )
 
 // build makes the shell into the process, up to the point where it stands
 // frozen in its control group and nothing of ours holds it any more:
 //
-//  1. the memory is compared, if that is asked for;
-//  2. every kind of resource is restored (package resource);
-//  3. our memory is taken out, the group frozen;
-//  4. threads get their registers and are let go, into the freezer.
-func (s *Shell) build(ctx context.Context, m *image.Image, verify *wire.Verify) error {
+//  1. every kind of resource is restored (package resource);
+//  2. our memory is taken out, the group frozen;
+//  3. threads get their registers and are let go, into the freezer.
+func (s *Shell) build(ctx context.Context, m *image.Image) error {
 	if err := s.agrees(m); err != nil {
 		return err
 	}
 	if err := s.checkFiles(ctx, m.Files, true); err != nil {
 		return err
-	}
-	if verify != nil {
-		if err := s.verify(ctx, verify); err != nil {
-			return err
-		}
 	}
 	for i, p := range s.processes {
 		if err := s.awaitClocks(ctx, p.PID(), m.Clocks); err != nil {
@@ -133,30 +125,6 @@ func (s *Shell) awaitClocks(ctx context.Context, pid int, then image.Clocks) err
 	case <-time.After(lag):
 		return nil
 	}
-}
-
-// verify compares all of the memory with what the source had.
-func (s *Shell) verify(ctx context.Context, v *wire.Verify) error {
-	runs := make([]pageserver.Run, len(v.Runs))
-	for i, r := range v.Runs {
-		runs[i] = pageserver.Run{Space: pageserver.SpaceID(r.Space), Range: pageserver.Range{First: pageserver.PageNo(r.First), Pages: r.Pages}}
-	}
-	theirs := make([]pageserver.Digest, len(v.Digests))
-	for i, d := range v.Digests {
-		theirs[i] = pageserver.Digest(d)
-	}
-	ours, err := pageserver.DigestChunks(ctx, s.memory, runs, v.ChunkPages)
-	if err != nil {
-		return fmt.Errorf("verifying the memory: %w", err)
-	}
-	differing, err := pageserver.Differing(runs, v.ChunkPages, theirs, ours)
-	if err != nil {
-		return fmt.Errorf("verifying the memory: %w", err)
-	}
-	if len(differing) > 0 {
-		return fmt.Errorf("verifying the memory: it differs from the source's within %v and %d other places", differing[0], len(differing)-1)
-	}
-	return nil
 }
 
 // closeOurs lets go of what was only needed for building.

@@ -25,6 +25,7 @@ import (
 
 	"github.com/pagurus-project/pagurus/e2e/workload/verdict"
 	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/dirty"
 	"github.com/pagurus-project/pagurus/migrate/freezer"
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/source"
@@ -153,6 +154,8 @@ type destination struct {
 	in     io.Writer
 	out    *json.Decoder
 	pid    int
+
+	measured source.Measured // of the migration that came here last
 }
 
 func newDestination(t *testing.T) *destination {
@@ -324,6 +327,7 @@ func moveWhile(t *testing.T, host *source.Host, pid int, options migrate.Options
 		t.Fatal("starting:", err)
 	}
 	runErr := m.Run(ctx, d.pages, events{promised})
+	d.measured = m.Measured()
 	if runErr != nil {
 		d.pages.Close()
 	}
@@ -477,10 +481,33 @@ func TestRehearse(t *testing.T) {
 	host := newSource(t)
 	// With mappings that come, go and change, and more fragments than are asked
 	// for one by one.
-	w := startWorkload(t, "memory", "-size", "128MiB", "-churn")
-	for range 4 {
-		move(t, host, w.pid, migrate.Options{Verify: true, Rehearse: true}.WithDefaults())
+	size, times := "128MiB", 4
+	if testing.Short() {
+		size, times = "32MiB", 3
+	}
+	w := startWorkload(t, "memory", "-size", size, "-churn")
+	repaired := 0
+	for range times {
+		d := move(t, host, w.pid, migrate.Options{Verify: true, Rehearse: true}.WithDefaults())
+		for _, r := range d.measured.Rounds[:len(d.measured.Rounds)-1] {
+			if r.Frozen {
+				repaired++
+			}
+		}
 		w.ask()
+	}
+	kind, err := dirty.Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	misses := false
+	if kind == dirty.KindSoftDirty {
+		if misses, err = dirty.LosesWrites(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if misses != (repaired > 0) {
+		t.Errorf("the tracker misses writes: %v, but %d times pages were sent again", misses, repaired)
 	}
 }
 

@@ -72,32 +72,74 @@ func (s *Shell) receive(ctx context.Context, receiver *pageserver.Receiver, prep
 				return err
 			}
 		case wire.KindState:
-			s.stateReceived = time.Now()
-			return s.prepare(ctx, m.Payload, prepared)
+			if s.stateReceived.IsZero() { // it may come again
+				s.stateReceived = time.Now()
+			}
+			if done, err := s.prepare(ctx, m.Payload, prepared); done || err != nil {
+				return err
+			}
 		default:
 			return fmt.Errorf("message of kind %d at this point", m.Kind)
 		}
 	}
 }
 
-// prepare builds the rest and says so.
-func (s *Shell) prepare(ctx context.Context, payload []byte, prepared func() error) error {
+// prepare builds the rest and says so, unless there are pages to be sent again first.
+func (s *Shell) prepare(ctx context.Context, payload []byte, prepared func() error) (done bool, err error) {
 	m, verify, err := wire.DecodeState(payload)
 	if err != nil {
-		return err
+		return false, err
 	}
-	if err := s.build(ctx, m, verify); err != nil {
-		return err
+	if verify != nil {
+		differing, err := s.compare(ctx, verify)
+		if err != nil {
+			return false, fmt.Errorf("verifying the memory: %w", err)
+		}
+		switch {
+		case len(differing) == 0:
+		case verify.Repair:
+			return false, wire.WriteReply(s.conn, wire.Reply{Kind: wire.Differs, Runs: runsOf(differing)})
+		default:
+			return false, fmt.Errorf("verifying the memory: it differs from the source's within %v and %d other places", differing[0], len(differing)-1)
+		}
+	}
+	if err := s.build(ctx, m); err != nil {
+		return false, err
 	}
 	s.plan.Prepared = true
 	if err := s.save(); err != nil {
-		return err
+		return false, err
 	}
 	if err := prepared(); err != nil {
-		return err
+		return false, err
 	}
 	s.preparedAt = time.Now()
-	return wire.WriteReply(s.conn, wire.Reply{Kind: wire.Prepared, Took: int64(s.preparedAt.Sub(s.stateReceived))})
+	return true, wire.WriteReply(s.conn, wire.Reply{Kind: wire.Prepared, Took: int64(s.preparedAt.Sub(s.stateReceived))})
+}
+
+func runsOf(list []pageserver.Run) []wire.Run {
+	runs := make([]wire.Run, len(list))
+	for i, r := range list {
+		runs[i] = wire.Run{Space: uint32(r.Space), First: uint64(r.First), Pages: r.Pages}
+	}
+	return runs
+}
+
+// compare returns the pages that are not as the source had them when it was frozen.
+func (s *Shell) compare(ctx context.Context, v *wire.Verify) ([]pageserver.Run, error) {
+	runs := make([]pageserver.Run, len(v.Runs))
+	for i, r := range v.Runs {
+		runs[i] = pageserver.Run{Space: pageserver.SpaceID(r.Space), Range: pageserver.Range{First: pageserver.PageNo(r.First), Pages: r.Pages}}
+	}
+	theirs := make([]pageserver.Digest, len(v.Digests))
+	for i, d := range v.Digests {
+		theirs[i] = pageserver.Digest(d)
+	}
+	ours, err := pageserver.DigestChunks(ctx, s.memory, runs, v.ChunkPages)
+	if err != nil {
+		return nil, err
+	}
+	return pageserver.Differing(runs, v.ChunkPages, theirs, ours)
 }
 
 // takeSignals delivers the signals that reached the source's copy after it was

@@ -45,6 +45,7 @@ type ReplyKind string
 const (
 	Welcome  ReplyKind = "welcome"
 	Placed   ReplyKind = "placed"   // Round: everything of it is in its place
+	Differs  ReplyKind = "differs"  // Runs: they are to be sent again, and the state after them
 	Prepared ReplyKind = "prepared" // everything is built; what is left is to thaw
 	Failed   ReplyKind = "failed"   // Reason: the migration cannot go on here
 )
@@ -56,7 +57,13 @@ type Reply struct {
 	Reason string    `cbor:"reason,omitempty"`
 	// Took is, of Prepared, how long ago the state was taken in, in nanoseconds.
 	Took int64 `cbor:"took,omitempty"`
+	// Runs are, of Differs, pages that are not as the source has them: some, if they
+	// are too many for one reply.
+	Runs []Run `cbor:"runs,omitempty"`
 }
+
+// MaxRuns is how many a reply can name.
+const MaxRuns = 1000
 
 // State is what crosses after the last pages.
 type State struct {
@@ -67,9 +74,12 @@ type State struct {
 
 // Verify is what the source's memory consisted of while it was frozen.
 type Verify struct {
-	Runs       []Run    `cbor:"runs"`
-	ChunkPages uint64   `cbor:"chunk_pages"` // pages that a digest covers, counted through all runs
-	Digests    []uint64 `cbor:"digests"`     // pageserver.DigestChunks of the runs
+	Runs       []Run  `cbor:"runs"`
+	ChunkPages uint64 `cbor:"chunk_pages"` // pages that a digest covers, counted through all runs
+	// Repair asks for the chunks that differ, to be sent again, where otherwise a
+	// difference is the end.
+	Repair  bool     `cbor:"repair,omitempty"`
+	Digests []uint64 `cbor:"digests"` // pageserver.DigestChunks of the runs
 }
 
 // Run is a run of pages in a space.
@@ -155,6 +165,7 @@ func ReadHello(r io.Reader) (Hello, error) {
 // WriteReply sends one reply. A reason may hold the names of files, which are
 // any bytes, and be of any length; it is made to fit.
 func WriteReply(w io.Writer, r Reply) error {
+	r.Runs = r.Runs[:min(len(r.Runs), MaxRuns)]
 	r.Reason = strings.ToValidUTF8(r.Reason[:min(len(r.Reason), maxReasonBytes)], "?")
 	return writeFrame(w, r)
 }
@@ -166,8 +177,11 @@ func ReadReply(r io.Reader) (Reply, error) {
 	if err := readFrame(r, &reply); err != nil {
 		return reply, err
 	}
+	if err := validateRuns(reply.Runs); err != nil {
+		return reply, fmt.Errorf("reading a reply: %w", err)
+	}
 	switch reply.Kind {
-	case Welcome, Placed, Prepared, Failed:
+	case Welcome, Placed, Differs, Prepared, Failed:
 		return reply, nil
 	}
 	return reply, fmt.Errorf("reading a reply: its kind %q is unknown", reply.Kind)
@@ -229,18 +243,29 @@ func (v *Verify) validate() error {
 	if v.ChunkPages == 0 || v.ChunkPages > maxPages {
 		return errors.New("chunks to compare have no pages, or too many")
 	}
+	if err := validateRuns(v.Runs); err != nil {
+		return err
+	}
 	var pages uint64
 	for _, r := range v.Runs {
-		if r.Pages == 0 || r.Pages > maxPages || r.First > maxPages || r.First+r.Pages > maxPages {
-			return fmt.Errorf("pages %d+%d to compare are out of range", r.First, r.Pages)
-		}
-		if pages += r.Pages; pages > maxPages {
-			return fmt.Errorf("more than %d pages to compare", uint64(maxPages))
-		}
+		pages += r.Pages
 	}
 	chunks := (pages + v.ChunkPages - 1) / v.ChunkPages
 	if chunks != uint64(len(v.Digests)) {
 		return fmt.Errorf("%d digests for %d chunks to compare", len(v.Digests), chunks)
+	}
+	return nil
+}
+
+func validateRuns(runs []Run) error {
+	var pages uint64
+	for _, r := range runs {
+		if r.Pages == 0 || r.Pages > maxPages || r.First > maxPages || r.First+r.Pages > maxPages {
+			return fmt.Errorf("pages %d+%d are out of range", r.First, r.Pages)
+		}
+		if pages += r.Pages; pages > maxPages {
+			return fmt.Errorf("more than %d pages", uint64(maxPages))
+		}
 	}
 	return nil
 }

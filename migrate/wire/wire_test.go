@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -18,9 +19,37 @@ import (
 
 func drawReply(t *rapid.T) Reply {
 	return Reply{
-		Kind:   rapid.SampledFrom([]ReplyKind{Welcome, Placed, Prepared, Failed}).Draw(t, "kind"),
+		Kind:   rapid.SampledFrom([]ReplyKind{Welcome, Placed, Differs, Prepared, Failed}).Draw(t, "kind"),
 		Round:  rapid.Uint32().Draw(t, "round"),
 		Reason: rapid.String().Draw(t, "reason"),
+		Runs:   drawRuns(t),
+	}
+}
+
+func drawRuns(t *rapid.T) []Run {
+	var runs []Run
+	for range rapid.IntRange(0, 3).Draw(t, "runs") {
+		runs = append(runs, Run{
+			Space: rapid.Uint32().Draw(t, "space"), First: rapid.Uint64Range(0, maxPages/2).Draw(t, "first"),
+			Pages: rapid.Uint64Range(1, maxPages/4).Draw(t, "pages"),
+		})
+	}
+	return runs
+}
+
+// What a reply can name fits into one, however many there are.
+func TestManyRuns(t *testing.T) {
+	runs := make([]Run, 2*MaxRuns)
+	for i := range runs {
+		runs[i] = Run{Space: 1<<32 - 1, First: maxPages - 1 - uint64(i), Pages: 1}
+	}
+	var stream bytes.Buffer
+	if err := WriteReply(&stream, Reply{Kind: Differs, Runs: runs}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := ReadReply(&stream)
+	if err != nil || !reflect.DeepEqual(got.Runs, runs[:MaxRuns]) {
+		t.Errorf("%d runs, %v", len(got.Runs), err)
 	}
 }
 
@@ -47,7 +76,7 @@ func TestHelloAndReplyRoundTrip(t *testing.T) {
 		}
 		for _, want := range replies {
 			got, err := ReadReply(&stream)
-			if err != nil || got != want {
+			if err != nil || !reflect.DeepEqual(got, want) {
 				t.Fatalf("%+v (%v) instead of %+v", got, err, want)
 			}
 		}

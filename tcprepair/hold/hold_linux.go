@@ -24,9 +24,11 @@ const (
 // in a full queue of a network.
 const mostBytes = 256 << 20
 
-// A Hold keeps packets back from Start until Deliver or Close.
+// A Hold keeps packets back from Begin until Deliver or Close.
 type Hold struct {
+	config  Config
 	name    string
+	device  int // the near end
 	capture *os.File
 	reading sync.WaitGroup
 
@@ -38,28 +40,28 @@ type Hold struct {
 	more    chan struct{} // closed with the next one
 }
 
-// Start holds packets from now on: one that has not been delivered when it
-// returns will not be.
-func Start(c Config) (_ *Hold, err error) {
+// Prepare makes a place to hold packets, which takes much longer than Begin.
+func Prepare(c Config) (*Hold, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	h := &Hold{name: c.Name, more: make(chan struct{})}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, h.Close())
-		}
-	}()
-	device, err := h.pair()
-	if err != nil {
-		return nil, fmt.Errorf("making a place to hold packets: %w", err)
+	h := &Hold{config: c, name: c.Name, more: make(chan struct{})}
+	var err error
+	if h.device, err = h.pair(); err != nil {
+		return nil, errors.Join(fmt.Errorf("making a place to hold packets: %w", err), h.Close())
 	}
 	h.reading.Go(h.read)
-	if err := install(&c, device); err != nil {
-		return nil, err
+	return h, nil
+}
+
+// Begin holds packets from now on: one that has not been delivered when it
+// returns will not be. After an error Close is to be called.
+func (h *Hold) Begin() error {
+	if err := install(&h.config, h.device); err != nil {
+		return err
 	}
 	settle()
-	return h, nil
+	return nil
 }
 
 // pair makes the devices, the far one in a namespace that lives as long as the

@@ -219,7 +219,7 @@ func (e end) retransmissions() uint32 {
 
 func (p *pair) hold() *Hold {
 	p.t.Helper()
-	h, err := Start(Config{
+	h, err := start(Config{
 		Name: "test", Devices: []string{"wire"},
 		Flows: []Flow{{Local: p.opened.local(), Remote: p.peer.local()}, {Local: p.server.local()}},
 	})
@@ -342,7 +342,7 @@ func TestOutlives(t *testing.T) {
 			t.Fatal(err)
 		}
 		clean(t)
-		if _, err := readFrom(p.peer.fd, make([]byte, 1)); err != unix.ECONNRESET {
+		if _, err := readFrom(p.peer.fd, make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
 			t.Errorf("the peer of a socket that is gone reads %v", err)
 		}
 	})
@@ -378,7 +378,7 @@ func TestInvalid(t *testing.T) {
 		{Name: "mixed", Devices: []string{"lo"}, Flows: []Flow{{Local: local, Remote: other}}},
 		{Name: "nowhere", Devices: []string{"lo"}, Flows: []Flow{{Remote: other}}},
 	} {
-		if _, err := Start(c); !errors.Is(err, ErrInvalid) {
+		if _, err := start(c); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}
@@ -395,4 +395,16 @@ func listTables() ([]string, error) {
 		names = append(names, t.Name)
 	}
 	return names, err
+}
+
+// start holds from now on.
+func start(c Config) (*Hold, error) {
+	h, err := Prepare(c)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.Begin(); err != nil {
+		return nil, errors.Join(err, h.Close())
+	}
+	return h, nil
 }

@@ -186,7 +186,7 @@ func TestHalfClosedEarly(t *testing.T) {
 // holdAll holds everything to the server's address.
 func (p *pair) holdAll() *Hold {
 	p.t.Helper()
-	h, err := Start(Config{Name: "test", Devices: []string{"wire"}, Flows: []Flow{{Local: netip.AddrPortFrom(p.serverAddr, 0)}}})
+	h, err := start(Config{Name: "test", Devices: []string{"wire"}, Flows: []Flow{{Local: netip.AddrPortFrom(p.serverAddr, 0)}}})
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -195,6 +195,7 @@ func (p *pair) holdAll() *Hold {
 
 // leave takes the server's address off its host, comeBack puts it on again.
 func (p *pair) leave() { p.change(netlink.AddrDel) }
+
 func (p *pair) comeBack() {
 	p.change(netlink.AddrAdd)
 	for begun := time.Now(); ; { // with IPv6 it takes a moment
