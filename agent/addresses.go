@@ -45,8 +45,9 @@ var announcePauses = []time.Duration{
 
 // serviceAddresses are those that the log has given this host, by the coordinators'
 // lists and by decisions of migrations. They outlive the agent, in the kernel and, as
-// long as there are any, in STATE_DIR/addresses.json, which says what may have been
-// put on: others are not touched.
+// long as the host is up, in STATE_DIR/addresses.json, which says what may have been
+// put on: others are not touched. It stays when they are gone: a list of before must
+// not bring them back.
 //
 //	set                  a list: what is not in it is taken off
 //	hush                 a process is frozen: it is undecided who has its addresses
@@ -87,8 +88,8 @@ func (a *Agent) openAddresses() (*serviceAddresses, error) {
 func (s *serviceAddresses) saveLocked(e addressEntry) error {
 	var err error
 	switch {
-	case len(e.Prefixes) == 0:
-		err = forget(s.path)
+	case len(e.Prefixes) == 0 && s.known.Index == 0:
+		return nil // it never had any
 	case e.Index != s.known.Index || !slices.Equal(e.Prefixes, s.known.Prefixes):
 		err = replace(s.path, e)
 	}
@@ -219,6 +220,9 @@ func (s *serviceAddresses) depart(index uint64, prefixes []netip.Prefix) error {
 	var errs []error
 	left := slices.Clone(s.known.Prefixes)
 	for _, p := range prefixes {
+		if !slices.Contains(s.known.Prefixes, p) {
+			continue
+		}
 		if err := s.removeLocked(p); err != nil {
 			errs = append(errs, err)
 			continue
@@ -260,10 +264,17 @@ func (s *serviceAddresses) speak(name string, prefixes []netip.Prefix) error {
 	return nil
 }
 
-// stay ends the silence about addresses that are this host's, and announces them.
+// stay ends the silence about addresses that are this host's, and announces them. With
+// an index the log says so, and they may have been taken off meanwhile.
 func (s *serviceAddresses) stay(name string, index uint64, prefixes []netip.Prefix) error {
 	if err := s.speak(name, prefixes); err != nil {
 		return err
+	}
+	if index == 0 {
+		s.mu.Lock()
+		known := s.known.Prefixes
+		s.mu.Unlock()
+		prefixes = slices.DeleteFunc(slices.Clone(prefixes), func(p netip.Prefix) bool { return !slices.Contains(known, p) })
 	}
 	s.arrive(index, prefixes)
 	return nil

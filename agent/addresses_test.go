@@ -119,9 +119,16 @@ func TestServiceAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.mustHave(nil, "10.0.0.1")
-	if files, err := filepath.Glob(filepath.Join(h.dir, "addresses*")); err != nil || len(files) > 0 {
+	if files, err := filepath.Glob(filepath.Join(h.dir, "addresses*")); err != nil || len(files) != 1 {
 		t.Errorf("left in the journal: %v, %v", files, err)
 	}
+	// It remembers what it was told last, also when it has none.
+	h.kill()
+	h.start()
+	if err := h.setAddresses(2, first); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("a word of before: %v", err)
+	}
+	h.mustHave(nil, "10.0.0.1")
 }
 
 // An address goes along with a process: from the freeze on the source's host is
@@ -261,6 +268,41 @@ func TestAddressGoesAlong(t *testing.T) {
 		m.b.announced = nil // it may have been there
 		m.b.mu.Unlock()
 		m.b.mustHave(nil)
+		m.forget()
+	})
+	t.Run("fenced, and the destination's agent was lost", func(t *testing.T) {
+		m := promised(t)
+		g := m.b.gate("commit")
+		m.index = index + 1
+		m.log.hold("m1", migratev1.Decision_DECISION_COMMIT)
+		m.awaitPrepared()
+		g.reach(t) // the address is there by now
+		m.b.mustHave([]string{"10.0.0.100"}, "10.0.0.100")
+		m.b.killAt(g)
+		m.log.hold("m1", migratev1.Decision_DECISION_ABORT)
+		m.b.start()
+		m.index = index + 2
+		m.abort()
+		m.mustRunAt(m.a)
+		m.a.mustHave(nil, "10.0.0.100")
+		m.b.mustHave(nil)
+		m.a.mustBeSilent(m.id)
+		m.forget()
+	})
+	t.Run("stopped twice", func(t *testing.T) {
+		m := begin(t)
+		m.a.mu.Lock()
+		m.a.twice = true
+		m.a.mu.Unlock()
+		m.reserve()
+		m.start()
+		m.awaitPrepared()
+		m.awaitPromised()
+		m.a.mustBeSilent(m.id, a)
+		m.index = index + 1
+		m.commit()
+		m.dispose()
+		where(m, m.b, m.a)
 		m.forget()
 	})
 	t.Run("cannot be taken off at first", func(t *testing.T) {

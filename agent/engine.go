@@ -79,6 +79,8 @@ type SourceEvents interface {
 	Progress(p migrate.Progress)
 	// Frozen is called after the process has been stopped for good.
 	Frozen()
+	// Unfrozen is called before it goes on all the same, for a while.
+	Unfrozen()
 	// Promise is called when the destination is prepared. Once it has returned
 	// nil the source is bound: only the log decides. With an error the
 	// migration ends.

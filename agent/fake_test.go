@@ -30,6 +30,7 @@ type machine struct {
 	failing   map[string]int // step: how often it still fails
 	gates     map[string]*gate
 	blockers  []migrate.Finding
+	twice     bool   // a process is frozen twice, and runs between
 	killed    bool   // the frozen copy was killed by somebody
 	lost      string // what a process that was frozen runs on without
 	dead      *gate  // at which an agent was killed
@@ -291,6 +292,18 @@ func (o *fakeOutgoing) Run(ctx context.Context, conn net.Conn, events SourceEven
 		return err
 	}
 	events.Frozen()
+	o.mu.Lock()
+	twice := o.twice
+	o.mu.Unlock()
+	if twice {
+		events.Unfrozen()
+		o.mu.Lock()
+		for name := range o.silent {
+			o.t.Errorf("%s is silent (%s) while the process runs", o.name, name)
+		}
+		o.mu.Unlock()
+		events.Frozen()
+	}
 	if err := o.step(ctx, "send"); err != nil {
 		return err
 	}

@@ -220,7 +220,8 @@ func (i *incoming) addLostTime(ran *Ran) error {
 	return nil
 }
 
-// giveAddressesBack takes off what has come here by a COMMIT that came to nothing.
+// giveAddressesBack takes off what has come here, if there was a COMMIT, which has come
+// to nothing then: by this agent or one before it, or by a coordinator's list.
 func (i *incoming) giveAddressesBack() error {
 	if addresses := i.is().Addresses; len(addresses) > 0 {
 		return i.agent.addresses.depart(i.heardUpTo(), addresses)
@@ -240,12 +241,7 @@ func (i *incoming) release(err error) {
 				return err
 			}
 		}
-		select {
-		case <-i.committed:
-			return i.giveAddressesBack()
-		default:
-			return nil
-		}
+		return i.giveAddressesBack()
 	})
 	if done {
 		i.finish(func(e *entry) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"time"
 
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/trust"
@@ -177,13 +178,53 @@ func (o *outgoing) Promise(m migrate.Measured) error {
 	return nil
 }
 
+// Unfrozen is called by the engine. Nothing is undecided any more.
+func (o *outgoing) Unfrozen() {
+	if err := o.stay(); err != nil {
+		// The next try cannot silence the host a second time, and so ends.
+		o.logger.Error("ending the silence about service addresses", keyError, err)
+		return
+	}
+	o.hushed = nil
+}
+
+// hushTimeout bounds how long a frozen process waits for the host to be silent.
+const hushTimeout = time.Second
+
 // awaitHush returns when the host is silent, if it is to be.
 func (o *outgoing) awaitHush() error {
 	if o.hushed == nil {
 		return nil
 	}
-	<-o.hushed.done
-	return o.hushed.err
+	timer := time.NewTimer(hushTimeout)
+	defer timer.Stop()
+	select {
+	case <-o.hushed.done:
+		return o.hushed.err
+	case <-o.aborted:
+		return errAborted
+	case <-timer.C:
+		return errors.New("this host could not be made silent about the service addresses in time")
+	}
+}
+
+// stay ends the silence about the addresses, which stay here, if there is one.
+func (o *outgoing) stay() error {
+	e := o.is()
+	if len(e.Addresses) == 0 || o.hushed == nil && !o.recovered {
+		return nil
+	}
+	failed := false
+	if o.hushed != nil {
+		<-o.hushed.done
+		failed = o.hushed.err != nil
+	}
+	err := o.agent.addresses.stay(e.Migration, o.heardUpTo(), e.Addresses)
+	if failed && err != nil {
+		o.logger.Warn("ending a silence that was none", keyError, err)
+		return nil
+	}
+	return err
 }
 
 // promised waits for the log's word and carries it out.
@@ -227,11 +268,7 @@ func (o *outgoing) resume(why func(*entry)) {
 				return err
 			}
 		}
-		_ = o.awaitHush() // why it failed has been said
-		if e := o.is(); len(e.Addresses) > 0 {
-			return o.agent.addresses.stay(e.Migration, o.heardUpTo(), e.Addresses)
-		}
-		return nil
+		return o.stay()
 	})
 	if !done {
 		return

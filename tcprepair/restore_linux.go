@@ -117,6 +117,9 @@ func (s *Socket) abroad(fd int, early bool, f func() error) error {
 		level, name = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
 	}
 	was, err := unix.GetsockoptInt(fd, level, name)
+	if s.MPTCP && errors.Is(err, unix.EOPNOTSUPP) {
+		was, err = 0, nil // it cannot be asked on older kernels, and is new
+	}
 	if err == nil {
 		err = unix.SetsockoptInt(fd, level, name, 1)
 	}
@@ -243,10 +246,18 @@ func Arrive(fd int, s *Socket) error {
 	if !s.hears() {
 		return nil
 	}
-	if i, err := readInfo(fd); err != nil || i.state != Established {
-		return err // it has been there
+	i, err := readInfo(fd)
+	if err != nil {
+		return err
 	}
-	return s.reach(fd)
+	if i.state == Established {
+		return s.reach(fd)
+	}
+	on, err := unix.GetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR)
+	if err == nil && on != 0 {
+		err = s.setWindow(fd) // that may be what was not done
+	}
+	return errors.Join(err, s.reached(fd))
 }
 
 // hears reports a state that segments of the peer lead to, which are sent again.
@@ -259,13 +270,20 @@ func (s *Socket) reach(fd int) error {
 	if err := s.close(fd); err != nil {
 		return err
 	}
+	if err := s.setWindow(fd); err != nil {
+		return err
+	}
+	return s.reached(fd)
+}
+
+func (s *Socket) setWindow(fd int) error {
 	w := &s.Window
 	err := setsockopt(fd, unix.SOL_TCP, unix.TCP_REPAIR_WINDOW,
 		encode(w.SendWL1, w.SendWindow, w.MaxWindow, w.ReceiveWindow, w.ReceiveWindowT))
 	if err != nil {
 		return fmt.Errorf("setting TCP_REPAIR_WINDOW: %w", err)
 	}
-	return s.reached(fd)
+	return nil
 }
 
 // maxUserMSS is the largest TCP_MAXSEG (MAX_TCP_WINDOW, include/net/tcp.h).

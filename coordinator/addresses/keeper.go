@@ -113,10 +113,9 @@ func (k *Keeper) Lead(ctx context.Context) {
 	}()
 	ticker := time.NewTicker(tellEvery)
 	defer ticker.Stop()
-	// At first and now and then all are told, also those that have nothing.
-	for everybody := true; ; {
+	for {
 		var telling sync.WaitGroup
-		for _, host := range k.hosts(everybody) {
+		for _, host := range k.hosts() {
 			telling.Go(func() {
 				if _, err := k.tell(ctx, host); err != nil && ctx.Err() == nil {
 					k.logger.Warn("telling a host its service addresses", "host", host, logline.KeyError, err)
@@ -127,22 +126,21 @@ func (k *Keeper) Lead(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-k.wake:
-			everybody = false
+		case <-k.wake: // somebody may have lost all that it had
 		case <-ticker.C:
-			everybody = true
 		}
 	}
 }
 
-// hosts are those that have addresses, or everybody who is alive too.
-func (k *Keeper) hosts(everybody bool) []string {
+// hosts are those that have addresses, and everybody who is alive: one that has none
+// may have had some before.
+func (k *Keeper) hosts() []string {
 	var hosts []string
 	for _, a := range k.Addresses() {
 		hosts = append(hosts, a.Host)
 	}
 	for _, m := range k.members() {
-		if everybody && m.Role == trust.RoleAgent && m.Status == member.Alive {
+		if m.Role == trust.RoleAgent && m.Status == member.Alive {
 			hosts = append(hosts, m.Name)
 		}
 	}

@@ -267,9 +267,12 @@ func (m *Migration) sendState(ctx context.Context) error {
 	}
 	state := wire.State{Image: encoded}
 	if m.verifies() {
-		if state.Verify, err = m.verify(ctx); err != nil {
-			return fmt.Errorf("summing up the memory: %w", err)
+		if m.sums == nil {
+			if m.sums, err = m.verify(ctx); err != nil {
+				return fmt.Errorf("summing up the memory: %w", err)
+			}
 		}
+		state.Verify = m.sums
 	}
 	payload, err := state.Encode()
 	if err != nil {
@@ -278,14 +281,18 @@ func (m *Migration) sendState(ctx context.Context) error {
 	return m.sender.Message(ctx, wire.KindState, payload)
 }
 
-// maxRepairs bounds how often pages are sent again: each time there are fewer.
-const maxRepairs = 100
+// maxRepairs bounds how often pages are sent again: a reply names no more than so
+// many, and the process waits.
+const maxRepairs = 20
 
 // sendAgain sends pages that the destination does not have as they are, as a round
 // numbered n, and the state.
 func (m *Migration) sendAgain(ctx context.Context, n uint32, runs []wire.Run) error {
-	if m.repairs++; !m.host.losesWrites || m.repairs > maxRepairs || len(runs) == 0 {
-		return fmt.Errorf("the destination asks for pages again, for the %d. time", m.repairs)
+	switch m.repairs++; {
+	case !m.host.losesWrites || len(runs) == 0:
+		return errors.New("the destination asks for pages once more without a reason")
+	case m.repairs > maxRepairs:
+		return fmt.Errorf("the destination still lacks pages that this kernel's soft-dirty bits have missed, after %d tries", maxRepairs)
 	}
 	again := make([]pageserver.Run, len(runs))
 	for i, r := range runs {
@@ -306,7 +313,7 @@ func (m *Migration) sendAgain(ctx context.Context, n uint32, runs []wire.Run) er
 // unfreeze lets the process go on after a freeze that is to be tried again.
 // Nothing but the dump has been tried.
 func (m *Migration) unfreeze() error {
-	m.frozen, m.still = time.Time{}, false
+	m.frozen, m.still, m.sums = time.Time{}, false, nil
 	m.plan = m.plan.settled()
 	if err := m.save(); err != nil {
 		return err

@@ -18,6 +18,7 @@ import (
 	"github.com/pagurus-project/pagurus/migrate/freezer"
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/resource"
+	"github.com/pagurus-project/pagurus/migrate/wire"
 	"github.com/pagurus-project/pagurus/pageserver"
 )
 
@@ -53,6 +54,8 @@ type Events interface {
 	// Frozen is called right after the process was stopped for good. It must
 	// not block.
 	Frozen()
+	// Unfrozen is called before it goes on after that, to be stopped once more.
+	Unfrozen()
 	// Promise is called when the destination is prepared and before Run returns
 	// without an error. Its error must mean that nothing was promised.
 	Promise(Measured) error
@@ -87,6 +90,7 @@ type Migration struct {
 	trip   time.Duration // to the destination and back
 
 	image    *image.Image // taken at the freeze
+	sums     *wire.Verify // of all memory, since it stands still; nil: not yet
 	repairs  int          // how often pages were sent again
 	frozen   time.Time    // when the first thread was stopped for good; zero: none was
 	still    bool         // all threads were

@@ -113,6 +113,7 @@ func (m *Migration) run(ctx context.Context, heard *replies, events Events) erro
 		if !errors.Is(err, resource.ErrTryAgain) || try == tries {
 			break
 		}
+		events.Unfrozen()
 		if err := m.unfreeze(); err != nil {
 			return err
 		}

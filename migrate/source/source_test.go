@@ -66,6 +66,8 @@ func (r *recorder) Progress(p migrate.Progress) {
 	r.progress = append(r.progress, p)
 }
 
+func (r *recorder) Unfrozen() {}
+
 func (r *recorder) Frozen() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -301,6 +301,7 @@ type events struct{ promised func() }
 
 func (events) Progress(migrate.Progress) {}
 func (events) Frozen()                   {}
+func (events) Unfrozen()                 {}
 func (e events) Promise(source.Measured) error {
 	e.promised()
 	return nil
