@@ -52,8 +52,9 @@ func TestListeners(t *testing.T) {
 // or the error, once.
 func TestClosed(t *testing.T) {
 	for _, f := range families {
-		for _, failed := range []bool{false, true} {
-			t.Run(fmt.Sprint(f.name, "/failed=", failed), func(t *testing.T) {
+		for c := range 4 {
+			failed, early := c%2 == 1, c/2 == 1
+			t.Run(fmt.Sprint(f.name, "/failed=", failed, "/early=", early), func(t *testing.T) {
 				enterNetwork(t)
 				var ends []end
 				for range 3 { // at the same port
@@ -75,7 +76,7 @@ func TestClosed(t *testing.T) {
 				var sockets []*Socket
 				for i := range ends {
 					var s *Socket
-					s, ends[i] = ends[i].take()
+					s, ends[i] = ends[i].take(early)
 					sockets = append(sockets, s)
 				}
 				for i, server := range ends {

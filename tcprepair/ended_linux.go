@@ -39,6 +39,25 @@ func (s *Socket) end(fd int) (err error) {
 	return s.leaveRepair(fd)
 }
 
+// endLate does the same to a socket that was restored early, unless it is done.
+func (s *Socket) endLate(fd int) error {
+	i, err := readInfo(fd)
+	if err != nil {
+		return err
+	}
+	if i.state != Closed { // somebody did not come to the end of this
+		if err := disconnect(fd); err != nil {
+			return fmt.Errorf("starting over: %w", err)
+		}
+		return s.end(fd)
+	}
+	var have Socket
+	if err := have.lookClosed(fd); err != nil || have.Ended {
+		return errors.Join(err, s.leaveRepair(fd))
+	}
+	return s.end(fd)
+}
+
 // former is the connection, shortly before its end.
 func (s *Socket) former(peer int) (*Socket, error) {
 	former := *s

@@ -51,7 +51,7 @@ func TestFullQueues(t *testing.T) {
 					server.shutdown()
 				}
 				hear := client.deaf()
-				s, moved := server.take()
+				s, moved := server.take(true)
 				if s.Unsent == 0 || len(s.Receive.Data) == 0 || s.FINUnsent != shut {
 					t.Errorf("%d bytes received, %d of %d unsent, FIN unsent %v", len(s.Receive.Data), s.Unsent, len(s.Send.Data), s.FINUnsent)
 				}
@@ -121,7 +121,7 @@ func TestWrapAround(t *testing.T) {
 		toClient, toServer := noise(700), noise(700)
 		server.write(toClient)
 		client.write(toServer)
-		s, moved := server.take()
+		s, moved := server.take(true)
 		hear()
 		if err := Activate(moved.fd, s); err != nil {
 			t.Fatal(err)

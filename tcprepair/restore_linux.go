@@ -12,8 +12,7 @@ import (
 //
 // Packets of the connection must be held: what Restore itself makes the kernel
 // answer is to be dropped. The local address must be the host's own by now; early,
-// it may become that later, before Arrive. A connection that has ended cannot be
-// restored early.
+// it may become that later, before Arrive.
 // The descriptor is non-blocking and closed by exec. The caller needs
 // CAP_NET_ADMIN and CAP_NET_RAW. On an error nothing is left.
 func Restore(s *Socket, early bool) (fd int, err error) {
@@ -58,6 +57,8 @@ func (s *Socket) build(fd int, early bool) error {
 			return err
 		}
 		return unix.Listen(fd, s.Backlog)
+	case s.Ended && early:
+		return nil // it can be told nothing yet
 	case s.Ended:
 		return s.end(fd)
 	case s.State == Closed:
@@ -235,7 +236,7 @@ func (s *Socket) connect(fd int, early bool) error {
 		return fmt.Errorf("filling the send queue: %w", err)
 	}
 	if early && s.hears() {
-		return nil // it can be told nothing yet
+		return nil // as above
 	}
 	return s.reach(fd)
 }
@@ -243,6 +244,9 @@ func (s *Socket) connect(fd int, early bool) error {
 // Arrive goes on with a socket that was restored early, when its local address is the
 // host's: before Activate. What it needs of s is in its Rest. It may be repeated.
 func Arrive(fd int, s *Socket) error {
+	if s.Ended {
+		return s.endLate(fd)
+	}
 	if !s.hears() {
 		return nil
 	}

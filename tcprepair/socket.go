@@ -104,9 +104,13 @@ type Queue struct {
 func (q *Queue) end() uint32 { return q.Seq + q.Skipped + uint32(len(q.Data)) }
 
 // Rest is what of a connection Resume, Arrive and Activate need to know: without what
-// Restore puts into the queues.
+// Restore has set for good.
 func (s *Socket) Rest() *Socket {
 	rest := *s
+	if s.Ended { // that may all happen in Arrive
+		return &rest
+	}
+	rest.Options = slices.DeleteFunc(slices.Clone(s.Options), func(o Option) bool { return kindOf(o.Level, o.Name).phase != atLast })
 	rest.Receive = Queue{Seq: s.Receive.Seq, Skipped: uint32(len(s.Receive.Data))}
 	sent := len(s.Send.Data) - s.Unsent
 	rest.Send = Queue{Seq: s.Send.Seq, Skipped: uint32(sent), Data: s.Send.Data[sent:]}

@@ -47,8 +47,8 @@ func (e end) awaitState(want State) {
 
 // take dumps a socket and puts it together again from what it would be on
 // another host. If the peer may send meanwhile, it has to be deaf: it would be
-// told that there is no such connection.
-func (e end) take() (*Socket, end) {
+// told that there is no such connection. Early, that is in two steps.
+func (e end) take(early bool) (*Socket, end) {
 	e.t.Helper()
 	if e.state().Connected() {
 		e.deaf()
@@ -69,10 +69,18 @@ func (e end) take() (*Socket, end) {
 	if err := Discard(e.fd); err != nil {
 		e.t.Fatal(err)
 	}
-	early := s.State.Connected()
 	fd, err := Restore(&s, early)
 	if err != nil {
 		e.t.Fatalf("restore: %v", err)
+	}
+	if early && s.Ended { // somebody has begun with it
+		to, err := sockaddr(s.Local, s.IPv6)
+		if err == nil {
+			err = unix.Connect(fd, to) // in repair mode, which needs nobody there
+		}
+		if err != nil {
+			e.t.Fatalf("connecting half-way: %v", err)
+		}
 	}
 	if early {
 		for range 2 { // by somebody who does not know whether it was done
@@ -89,7 +97,7 @@ func (e end) take() (*Socket, end) {
 
 func (e end) move() end {
 	e.t.Helper()
-	s, moved := e.take()
+	s, moved := e.take(e.state().Connected())
 	for range 2 {
 		if err := Activate(moved.fd, s.Rest()); err != nil {
 			e.t.Fatalf("activate: %v", err)

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,10 +26,10 @@ const (
 // in a full queue of a network.
 const mostBytes = 256 << 20
 
-// A Hold keeps packets back from Begin until Deliver or Close.
+// A Hold keeps packets back from Begin until Deliver, Forward or Close, of which one
+// is called.
 type Hold struct {
 	config  Config
-	name    string
 	device  int // the near end
 	capture *os.File
 	reading sync.WaitGroup
@@ -45,19 +47,26 @@ func Prepare(c Config) (*Hold, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	h := &Hold{config: c, name: c.Name, more: make(chan struct{})}
+	h := &Hold{config: c, more: make(chan struct{})}
 	var err error
 	if h.device, err = h.pair(); err != nil {
 		return nil, errors.Join(fmt.Errorf("making a place to hold packets: %w", err), h.Close())
 	}
 	h.reading.Go(h.read)
+	if err := install(&h.config, h.device); err != nil {
+		return nil, errors.Join(err, h.Close())
+	}
 	return h, nil
 }
 
-// Begin holds packets from now on: one that has not been delivered when it
+// BeginHandshakes holds what begins a connection from now on, so that those that
+// have begun come to an end. After an error Close is to be called.
+func (h *Hold) BeginHandshakes() error { return begin(&h.config, handshakes) }
+
+// Begin holds all packets from now on: one that has not been delivered when it
 // returns will not be. After an error Close is to be called.
 func (h *Hold) Begin() error {
-	if err := install(&h.config, h.device); err != nil {
+	if err := begin(&h.config, everything); err != nil {
 		return err
 	}
 	settle()
@@ -67,7 +76,7 @@ func (h *Hold) Begin() error {
 // pair makes the devices, the far one in a namespace that lives as long as the
 // socket that captures there, and returns the near one's index.
 func (h *Hold) pair() (int, error) {
-	near, far := nearDevice+h.name, farDevice+h.name
+	near, far := nearDevice+h.config.Name, farDevice+h.config.Name
 	type result struct {
 		namespace int
 		err       error
@@ -191,16 +200,57 @@ func (h *Hold) Deliver(ctx context.Context) error {
 	// The answers may go out. New packets come while old ones are delivered: they
 	// are let through when there are few, and those that are on their way to us
 	// come last.
-	errs := []error{uninstall(h.name, outgoing)}
+	errs := []error{letThrough(h.config.Name, outgoing)}
 	for packets := h.take(); len(packets) > 0 && ctx.Err() == nil; packets = h.take() {
 		errs = append(errs, sender.deliver(packets))
 	}
-	held, err := letThrough(h.name)
+	err = letThrough(h.config.Name, incoming)
 	if err == nil {
-		err = h.await(ctx, held)
+		settle()
+		var held int
+		if held, err = counted(h.config.Name); err == nil {
+			err = h.await(ctx, held)
+		}
 	}
 	errs = append(errs, err, sender.deliver(h.take()), h.Close())
 	return errors.Join(errs...)
+}
+
+// Forward gives what is held, and what still comes, to the host that has the
+// addresses by now, until nothing has come for a while, or the context ends. This host
+// must not have them any more; what it would send in their name is not sent until
+// then. The hold is closed.
+func (h *Hold) Forward(ctx context.Context, quiet time.Duration) error {
+	sender, err := newSender()
+	if err != nil {
+		return errors.Join(err, h.Close())
+	}
+	defer sender.close()
+	var errs []error
+	timer := time.NewTimer(quiet)
+	defer timer.Stop()
+	for waiting := true; waiting; {
+		more := h.awaited()
+		if packets := h.take(); len(packets) > 0 {
+			errs = append(errs, sender.deliver(packets))
+			timer.Reset(quiet)
+		}
+		select {
+		case <-more:
+		case <-timer.C:
+			waiting = false
+		case <-ctx.Done():
+			waiting = false
+		}
+	}
+	return errors.Join(append(errs, h.Close())...)
+}
+
+// awaited is closed with the next packet that comes.
+func (h *Hold) awaited() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.more
 }
 
 // awaitTimeout bounds how long packets are waited for that the kernel has on
@@ -228,13 +278,32 @@ func (h *Hold) await(ctx context.Context, held int) error {
 
 // Close lets new packets through and forgets what is held.
 func (h *Hold) Close() error {
-	err := Remove(h.name)
+	err := Remove(h.config.Name)
 	if h.capture != nil {
 		_ = h.capture.Close() // may be closed already
 		h.reading.Wait()
 		h.capture = nil
 	}
 	return err
+}
+
+// Names lists the holds that there are on the host.
+func Names() ([]string, error) {
+	names, err := installed()
+	if err != nil {
+		return nil, err
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("listing devices: %w", err)
+	}
+	for _, l := range links {
+		if name, ok := strings.CutPrefix(l.Attrs().Name, nearDevice); ok {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
 }
 
 // Remove takes away what a hold of this name has left on the host.

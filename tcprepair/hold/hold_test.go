@@ -1,10 +1,14 @@
 package hold
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +16,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/tcprepair"
 )
 
 // A pair is two networks of their own, joined by a cable. The test's goroutine is
@@ -303,6 +309,148 @@ func TestDelivered(t *testing.T) {
 	})
 }
 
+// While only handshakes are held, connections go on, and those that have begun come
+// to be; new ones are made afterwards.
+func TestHandshakes(t *testing.T) {
+	eachFamily(t, func(t *testing.T, p *pair) {
+		h, err := Prepare(p.all())
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.peer.write("prepared")
+		p.opened.expect("prepared")
+		if err := h.BeginHandshakes(); err != nil {
+			t.Fatal(err)
+		}
+		fresh := p.dial(unix.SOCK_NONBLOCK)
+		h.awaitHeld(t, 1)
+		p.peer.write("goes on")
+		p.opened.expect("goes on")
+		p.opened.write("both ways")
+		p.peer.expect("both ways")
+		if err := h.Begin(); err != nil {
+			t.Fatal(err)
+		}
+		p.peer.write("held")
+		h.awaitHeld(t, 2)
+		if n := p.opened.readable(); n != 0 {
+			t.Errorf("%d bytes came through", n)
+		}
+		if err := h.Deliver(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		p.opened.expect("held")
+		fd, from, err := acceptFrom(p.server.fd)
+		if err != nil || addrPort(from) != fresh.local() {
+			t.Fatalf("a connection from %v instead of %v: %v", addrPort(from), fresh.local(), err)
+		}
+		unix.Close(fd)
+		clean(t)
+	})
+}
+
+// When another host has the address, what was held and what still comes goes there,
+// and nothing that this host says in its name gets out until that is over.
+func TestForwarded(t *testing.T) {
+	eachFamily(t, func(t *testing.T, p *pair) {
+		heir := p.watch()
+		h := p.holdAll()
+		p.peer.write("held")
+		h.awaitHeld(t, 1)
+		p.leave()
+		p.bequeath()
+		heard := make(chan error, 1)
+		go func() { // in the client's network, that is
+			err := heir.await("held")
+			if err == nil {
+				_, err = writeTo(p.peer.fd, []byte("late"))
+			}
+			if err == nil {
+				err = heir.await("late")
+			}
+			heard <- err
+		}()
+		if err := h.Forward(t.Context(), 300*time.Millisecond); err != nil {
+			t.Error(err)
+		}
+		if err := <-heard; err != nil {
+			t.Error(err)
+		}
+		clean(t)
+	})
+}
+
+// A heir is the host that has the address next: it sees what comes for it.
+type heir struct{ fd int }
+
+// watch opens a packet socket in the client's network, which stands for the heir's.
+func (p *pair) watch() heir {
+	p.t.Helper()
+	var h heir
+	err := p.client(func() (err error) {
+		all := uint16(unix.ETH_P_ALL)
+		h.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, int(all<<8|all>>8))
+		return err
+	})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { unix.Close(h.fd) })
+	return h
+}
+
+// await waits for a segment with this text from another host, with a right checksum.
+func (h heir) await(text string) error {
+	limit := unix.Timeval{Sec: 10}
+	if err := unix.SetsockoptTimeval(h.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit); err != nil {
+		return err
+	}
+	for {
+		buf := make([]byte, 1<<16)
+		var n int
+		var from unix.Sockaddr
+		err := again(func() (err error) {
+			n, from, err = unix.Recvfrom(h.fd, buf, 0)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("waiting for %q: %w", text, err)
+		}
+		packet, ok := segment(buf[:n])
+		if link, is := from.(*unix.SockaddrLinklayer); !ok || !is || link.Pkttype != unix.PACKET_HOST || !bytes.HasSuffix(packet, []byte(text)) {
+			continue
+		}
+		sealed := bytes.Clone(packet)
+		tcprepair.Seal(sealed, tcpAt(sealed))
+		if !bytes.Equal(sealed, packet) {
+			return fmt.Errorf("the checksum of %q is wrong", text)
+		}
+		return nil
+	}
+}
+
+// bequeath has the server's host believe that the address is at the other end.
+func (p *pair) bequeath() {
+	p.t.Helper()
+	var mac net.HardwareAddr
+	err := p.client(func() error {
+		wire, err := netlink.LinkByName("wire")
+		if err == nil {
+			mac = wire.Attrs().HardwareAddr
+		}
+		return err
+	})
+	if err == nil {
+		var wire netlink.Link
+		if wire, err = netlink.LinkByName("wire"); err == nil {
+			err = netlink.NeighSet(&netlink.Neigh{LinkIndex: wire.Attrs().Index, IP: p.serverAddr.AsSlice(), HardwareAddr: mac, State: netlink.NUD_PERMANENT})
+		}
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
+}
+
 // Nothing that the host sends for a connection gets out while it is held.
 func TestSilent(t *testing.T) {
 	eachFamily(t, func(t *testing.T, p *pair) {
@@ -337,6 +485,9 @@ func TestOutlives(t *testing.T) {
 		}
 		if code, _ := unix.GetsockoptInt(p.peer.fd, unix.SOL_SOCKET, unix.SO_ERROR); code != 0 {
 			t.Errorf("the peer was told %v", unix.Errno(code))
+		}
+		if names, err := Names(); err != nil || !slices.Equal(names, []string{"test"}) {
+			t.Errorf("holds %q: %v", names, err)
 		}
 		if err := Remove("test"); err != nil {
 			t.Fatal(err)

@@ -186,11 +186,15 @@ func TestHalfClosedEarly(t *testing.T) {
 // holdAll holds everything to the server's address.
 func (p *pair) holdAll() *Hold {
 	p.t.Helper()
-	h, err := start(Config{Name: "test", Devices: []string{"wire"}, Flows: []Flow{{Local: netip.AddrPortFrom(p.serverAddr, 0)}}})
+	h, err := start(p.all())
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	return h
+}
+
+func (p *pair) all() Config {
+	return Config{Name: "test", Devices: []string{"wire"}, Flows: []Flow{{Local: netip.AddrPortFrom(p.serverAddr, 0)}}}
 }
 
 // leave takes the server's address off its host, comeBack puts it on again.

@@ -4,7 +4,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -35,14 +38,22 @@ var families = []sets{
 	{network: unix.ETH_P_IPV6, addresses: 8, addressBytes: 16, datatype: nftables.TypeIP6Addr},
 }
 
-// install puts the rules in at once. Held packets go to the device with this index.
+// A stage is what is held back of the flows.
+type stage string
+
+const (
+	handshakes stage = "-syn" // segments that begin a connection
+	everything stage = ""
+)
+
+// install puts rules in that match nothing yet. Packets that are to be held go to
+// the device with this index.
 func install(c *Config, device int) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return err
 	}
-	in := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyNetdev, Name: inTable + c.Name})
-	out := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: outTable + c.Name})
+	in, out := conn.AddTable(table(c.Name, incoming)), conn.AddTable(table(c.Name, outgoing))
 	drop := []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
 	keep := append([]expr.Any{
 		&expr.Counter{},
@@ -60,25 +71,21 @@ func install(c *Config, device int) error {
 	output := conn.AddChain(&nftables.Chain{
 		Table: out, Name: "out", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: priority,
 	})
-	for _, f := range families {
-		for _, width := range []width{withPeers, withPorts, addressesOnly} {
-			elements := f.elements(c.Flows, width, incoming)
-			if len(elements) == 0 {
-				continue
-			}
-			set := f.set(in, width)
-			if err := conn.AddSet(set, elements); err != nil {
+	for f, width := range c.kinds() {
+		for _, stage := range []stage{handshakes, everything} {
+			set := f.set(in, width, stage)
+			if err := conn.AddSet(set, nil); err != nil {
 				return err
 			}
 			for _, chain := range chains {
-				conn.AddRule(&nftables.Rule{Table: in, Chain: chain, Exprs: append(f.match(set, width, incoming), keep...)})
+				conn.AddRule(&nftables.Rule{Table: in, Chain: chain, Exprs: slices.Concat(f.match(set, width, incoming), stage.match(), keep)})
 			}
-			set = f.set(out, width)
-			if err := conn.AddSet(set, f.elements(c.Flows, width, outgoing)); err != nil {
-				return err
-			}
-			conn.AddRule(&nftables.Rule{Table: out, Chain: output, Exprs: append(f.match(set, width, outgoing), drop...)})
 		}
+		set := f.set(out, width, everything)
+		if err := conn.AddSet(set, nil); err != nil {
+			return err
+		}
+		conn.AddRule(&nftables.Rule{Table: out, Chain: output, Exprs: append(f.match(set, width, outgoing), drop...)})
 	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("installing the firewall's rules: %w", err)
@@ -86,34 +93,92 @@ func install(c *Config, device int) error {
 	return nil
 }
 
-// letThrough makes the rules match nothing any more, and returns how many packets
-// they have held in all.
-func letThrough(name string) (held int, err error) {
+// kinds are the forms that the flows have.
+func (c *Config) kinds() iter.Seq2[*sets, width] {
+	return func(yield func(*sets, width) bool) {
+		for i := range families {
+			for _, width := range []width{withPeers, withPorts, addressesOnly} {
+				if len(families[i].elements(c.Flows, width, incoming)) > 0 && !yield(&families[i], width) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// match ends a rule with what a stage is about.
+func (s stage) match() []expr.Any {
+	if s == everything {
+		return nil
+	}
+	// Of the flags, of which the first two are not looked at (RFC 9293, 3.1).
+	const flags, fin, syn, rst, ack = 13, 1 << 0, 1 << 1, 1 << 2, 1 << 4
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: flags, Len: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{fin | syn | rst | ack}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{syn}},
+	}
+}
+
+// begin makes the rules match what a stage is about, at once.
+func begin(c *Config, s stage) error {
 	conn, err := nftables.New()
 	if err != nil {
-		return 0, err
+		return err
 	}
-	table := &nftables.Table{Family: nftables.TableFamilyNetdev, Name: inTable + name}
-	sets, err := conn.GetSets(table)
+	in, out := table(c.Name, incoming), table(c.Name, outgoing)
+	for f, width := range c.kinds() {
+		if err := conn.SetAddElements(f.set(in, width, s), f.elements(c.Flows, width, incoming)); err != nil {
+			return err
+		}
+		if s == handshakes {
+			continue
+		}
+		if err := conn.SetAddElements(f.set(out, width, s), f.elements(c.Flows, width, outgoing)); err != nil {
+			return err
+		}
+	}
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("filling the firewall's sets: %w", err)
+	}
+	return nil
+}
+
+// letThrough makes the rules of one direction match nothing any more.
+func letThrough(name string, d direction) error {
+	conn, err := nftables.New()
 	if err != nil {
-		return 0, fmt.Errorf("listing what is held: %w", err)
+		return err
+	}
+	sets, err := conn.GetSets(table(name, d))
+	if err != nil {
+		return fmt.Errorf("listing what is held: %w", err)
 	}
 	for _, set := range sets {
 		conn.FlushSet(set)
 	}
 	if err := conn.Flush(); err != nil {
-		return 0, fmt.Errorf("letting packets through: %w", err)
+		return fmt.Errorf("letting packets through: %w", err)
 	}
-	settle()
+	return nil
+}
+
+// counted returns how many packets the rules have held in all.
+func counted(name string) (held int, err error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return 0, err
+	}
+	in := table(name, incoming)
 	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
 	if err != nil {
 		return 0, fmt.Errorf("listing chains: %w", err)
 	}
 	for _, chain := range chains {
-		if chain.Table.Name != table.Name {
+		if chain.Table.Name != in.Name {
 			continue
 		}
-		rules, err := conn.GetRules(table, chain)
+		rules, err := conn.GetRules(in, chain)
 		if err != nil {
 			return 0, fmt.Errorf("listing rules: %w", err)
 		}
@@ -128,11 +193,33 @@ func letThrough(name string) (held int, err error) {
 	return held, nil
 }
 
-// settle waits until every processor is done with packets that it took in before
-// now (synchronize_rcu, by way of membarrier(2)).
-func settle() {
-	const global = 1 // MEMBARRIER_CMD_GLOBAL (include/uapi/linux/membarrier.h)
-	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0)
+// installed are the names of holds with rules.
+func installed() ([]string, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return nil, err
+	}
+	tables, err := conn.ListTables()
+	if err != nil {
+		return nil, fmt.Errorf("listing firewall tables: %w", err)
+	}
+	var names []string
+	for _, t := range tables {
+		for _, prefix := range []string{inTable, outTable} {
+			if name, ok := strings.CutPrefix(t.Name, prefix); ok {
+				names = append(names, name)
+			}
+		}
+	}
+	return names, nil
+}
+
+// table is the one of a hold that has the rules for a direction.
+func table(name string, d direction) *nftables.Table {
+	if d == outgoing {
+		return &nftables.Table{Family: nftables.TableFamilyINet, Name: outTable + name}
+	}
+	return &nftables.Table{Family: nftables.TableFamilyNetdev, Name: inTable + name}
 }
 
 // uninstall takes the rules for one direction away, if they are there.
@@ -141,11 +228,7 @@ func uninstall(name string, d direction) error {
 	if err != nil {
 		return err
 	}
-	table := &nftables.Table{Family: nftables.TableFamilyNetdev, Name: inTable + name}
-	if d == outgoing {
-		table = &nftables.Table{Family: nftables.TableFamilyINet, Name: outTable + name}
-	}
-	conn.DelTable(table)
+	conn.DelTable(table(name, d))
 	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("removing the firewall's rules: %w", err)
 	}
@@ -179,8 +262,8 @@ func (f *Flow) width() width {
 }
 
 // set is a set of the local ends of flows of that width.
-func (f *sets) set(t *nftables.Table, w width) *nftables.Set {
-	name := fmt.Sprintf("ip%d", 8*f.addressBytes)
+func (f *sets) set(t *nftables.Table, w width, s stage) *nftables.Set {
+	name := fmt.Sprintf("ip%d%s", 8*f.addressBytes, s)
 	types := []nftables.SetDatatype{f.datatype, nftables.TypeInetService}
 	switch w {
 	case withPeers:
