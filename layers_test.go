@@ -48,7 +48,7 @@ var layers = []layer{
 	{"migrate/procfs", []string{"migrate/image"}},
 	{"migrate/dirty", []string{"migrate/image", "migrate/procfs", "pageserver"}},
 	{"migrate/resource", []string{"migrate", "migrate/image", "migrate/procfs", "parasite", "tcprepair"}},
-	{"migrate/source", engine},
+	{"migrate/source", append(slices.Clone(engine), "tcprepair/hold")},
 	{"migrate/target", engine},
 
 	// The daemons.

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -92,6 +93,9 @@ func Start(c Config) (_ *Agent, err error) {
 	a.closeLast("journal", a.journal.close)
 	entries, err := a.journal.read()
 	if err != nil {
+		return nil, err
+	}
+	if err := a.sweep(entries); err != nil {
 		return nil, err
 	}
 	if err := a.undoInspections(); err != nil {
@@ -367,4 +371,18 @@ func (a *Agent) tidy() {
 		}
 		old = over
 	}
+}
+
+// sweep takes away what an agent that died has left of migrations that were over.
+func (a *Agent) sweep(entries []entry) error {
+	var plans []json.RawMessage
+	for _, e := range entries {
+		if e.Side == migrate.SideSource && e.Outcome == "" && e.Plan != nil {
+			plans = append(plans, e.Plan)
+		}
+	}
+	if err := a.config.Source.Sweep(plans); err != nil {
+		return fmt.Errorf("taking away what is left of earlier migrations: %w", err)
+	}
+	return nil
 }

@@ -21,6 +21,9 @@ type Source interface {
 	Start(ctx context.Context, c SourceConfig) (Outgoing, error)
 	// Recover takes up what an agent that died has left, by its last plan.
 	Recover(ctx context.Context, plan json.RawMessage, save func(plan json.RawMessage) error) (Outgoing, error)
+	// Sweep takes away what an agent that died has left of migrations that were over,
+	// but for those with these plans, which are not.
+	Sweep(plans []json.RawMessage) error
 }
 
 // An Inspection is what the source knows of a process tree.

@@ -159,6 +159,17 @@ func (s sourceEngine) Recover(ctx context.Context, plan json.RawMessage, save fu
 	return outgoingMigration{m}, nil
 }
 
+func (s sourceEngine) Sweep(plans []json.RawMessage) error {
+	keep := make([]source.Plan, len(plans))
+	for i, plan := range plans {
+		var err error
+		if keep[i], err = planOf[source.Plan](plan); err != nil {
+			return err
+		}
+	}
+	return s.host.Sweep(keep)
+}
+
 type outgoingMigration struct{ *source.Migration }
 
 func (o outgoingMigration) Run(ctx context.Context, conn net.Conn, events SourceEvents) error {

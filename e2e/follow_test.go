@@ -47,7 +47,7 @@ func mustSpeak(t *testing.T, name string) {
 		}
 		tables, err := conn.ListTables()
 		for _, table := range tables {
-			if strings.HasPrefix(table.Name, "pagurus-") {
+			if strings.HasPrefix(table.Name, "pagurus-silent-") {
 				t.Errorf("%s has firewall table %s", name, table.Name)
 			}
 		}

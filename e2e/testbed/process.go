@@ -178,8 +178,12 @@ func (b *Bed) processes(each func(host, dir string, pid int)) error {
 	return nil
 }
 
+// HoldDevice is in the names of devices that hold packets.
+const HoldDevice = "pgh0-"
+
 // Traces are everything on the hosts that a migration could leave behind: names
-// of processes, control groups, and the agents' state.
+// of processes, control groups, network devices (of what holds packets, which has
+// firewall tables as long as it has one), and the agents' state.
 func (b *Bed) Traces() ([]string, error) {
 	var found []string
 	err := b.processes(func(host, dir string, pid int) {
@@ -191,6 +195,13 @@ func (b *Bed) Traces() ([]string, error) {
 	for _, h := range b.Lab.Hosts() {
 		root, rootErr := h.Root()
 		err = errors.Join(err, rootErr)
+		devices, readErr := os.ReadFile(filepath.Join(root, "proc/1/net/dev"))
+		err = errors.Join(err, readErr)
+		for line := range strings.Lines(string(devices)) {
+			if name, _, ok := strings.Cut(line, ":"); ok && strings.Contains(name, HoldDevice) {
+				found = append(found, h.Name()+" device "+strings.TrimSpace(name))
+			}
+		}
 		for _, dir := range []string{"sys/fs/cgroup", "run/pagurus"} {
 			err = errors.Join(err, filepath.WalkDir(filepath.Join(root, dir), func(path string, d fs.DirEntry, err error) error {
 				switch {

@@ -13,10 +13,13 @@ import (
 	"github.com/pagurus-project/pagurus/tcprepair"
 )
 
-// tcpSocket: a socket of TCP (tcp(7)) without a connection: one that listens, is
-// bound or new. The one at the source is left as it is.
+// tcpSocket: a socket of TCP (tcp(7)). One that listens, is bound or new is left as it
+// is at the source; those with connections follow later (connections.go).
 var tcpSocket = fileKind{
 	check: func(c *Check, f *image.File) {
+		if hasConnection(f.TCP) {
+			return // its address and port may be another socket's, too
+		}
 		err := tcprepair.CanBind(f.TCP, comesAlong(c.Image, f))
 		switch {
 		case errors.Is(err, unix.EADDRINUSE):
@@ -55,7 +58,8 @@ func isTCP(fd, family int) (bool, error) {
 	return protocol == unix.IPPROTO_TCP || protocol == unix.IPPROTO_MPTCP, err
 }
 
-// dumpTCP reads one, by fd, a descriptor of ours. Those with connections are refused.
+// dumpTCP reads one, by fd, a descriptor of ours: of those with connections what can be
+// read while their packets come in.
 func dumpTCP(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(what, hint string)) error {
 	ours, err := inOwnNetwork(fd)
 	if err != nil {
@@ -66,23 +70,21 @@ func dumpTCP(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(wha
 		return nil
 	}
 	s, waiting, err := tcprepair.Look(fd)
-	const hint = "close it before the move: connections cannot move yet"
+	const hint = "have the clients connect to a service address, which goes along (migratectl address), or close it before the move"
 	switch {
 	case errors.Is(err, tcprepair.ErrUnsupported):
-		refuse(err.Error(), hint)
+		refuse(err.Error(), "close it before the move")
 		return nil
 	case err != nil:
 		return fmt.Errorf("reading a TCP socket: %w", err)
-	case s.State.Connected():
-		refuse(fmt.Sprintf("a TCP connection of %v and %v", s.Local, s.Remote), hint)
+	case s.State.Connected() && !d.isAlong(s.Local.Addr()):
+		refuse(fmt.Sprintf("a TCP connection of %v, which is no service address, and %v", s.Local, s.Remote), hint)
 		return nil
-	case s.Ended || s.Failed:
-		refuse(fmt.Sprintf("a TCP socket at %v whose connection has ended", s.Local), hint)
+	case s.Ended && !d.isAlong(s.Local.Addr()):
+		refuse(fmt.Sprintf("a TCP socket at %v, which is no service address, whose connection has ended", s.Local), hint)
 		return nil
 	case waiting > 0 && d.Inspect: // they may have been accepted by the time of the freeze
 		d.Warn(migrate.CodeDescriptor, "let the program accept them first", "%d connections wait in descriptor %d of process %d, which listens at %v", waiting, o.fd, d.Proc.PID, s.Local)
-	case waiting > 0:
-		d.Block(migrate.CodeDescriptor, "let the program accept and end them first: connections cannot move yet", "%d connections wait in descriptor %d of process %d, which listens at %v", waiting, o.fd, d.Proc.PID, s.Local)
 	}
 	f.Kind, f.TCP = image.FileTCP, s
 	return nil

@@ -3,6 +3,7 @@ package resource
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os"
 	"slices"
 	"time"
@@ -24,6 +25,8 @@ type TreeDump struct {
 	// Inspect says that this is a preflight: nothing is done to the process that
 	// could disturb it.
 	Inspect bool
+	// Addresses are the service addresses that go along, or may.
+	Addresses []netip.Prefix
 
 	host    image.Host
 	readers Readers

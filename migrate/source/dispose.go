@@ -31,6 +31,7 @@ func (m *Migration) Dispose(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
+	m.forwardHeld()
 	var errs []error
 	if m.sender != nil && !m.killing {
 		errs = append(errs, m.forwardSignals(ctx))
@@ -44,7 +45,10 @@ func (m *Migration) Dispose(ctx context.Context) error {
 	for _, p := range m.processes {
 		errs = append(errs, p.release(), p.awaitExit(ctx))
 	}
-	errs = append(errs, m.thaw(), m.leave(ctx))
+	if m.forwarding != nil { // the address may come back
+		errs = append(errs, m.forwarding.LetOut())
+	}
+	errs = append(errs, m.endHold(), m.thaw(), m.leave(ctx))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("disposing of the source's copy: %w", err)
 	}

@@ -29,16 +29,19 @@ const (
 // freeze makes the last round, numbered n, and waits until the destination is
 // prepared:
 //
-//  1. the plan says so; the group is frozen, all threads are seized, the group
+//  1. connections are settled; the plan says so; the group is frozen, all threads are seized, the group
 //     is thawed: held by ptrace, threads can make remote calls;  (stop)
 //  2. the image is taken;                                        (dump)
 //  3. file locks are released, the group is frozen for good:
-//     from here on our death leaves the process frozen;
+//     from here on our death leaves the process frozen; connections are read;
 //  4. the last changes are found;                                (stop)
 //  5. layout, pages and state are sent;                          (transfer)
 //  6. the destination says that it is prepared.
 func (m *Migration) freeze(ctx context.Context, heard *replies, events Events, n uint32) error {
 	defer keepQuiet()()
+	if err := m.settleConnections(ctx); err != nil {
+		return err
+	}
 	if err := m.planFreeze(); err != nil {
 		return err
 	}
@@ -82,6 +85,7 @@ func (m *Migration) standStill(ctx context.Context, heard *replies, events Event
 		return errors.Join(m.checkTree(), err)
 	}
 	m.still = true
+	m.beginHold()
 	events.Frozen()
 	if err := m.checkTree(); err != nil {
 		return err
@@ -207,7 +211,10 @@ func (m *Migration) takeImage(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, standTimeout)
 	defer cancel()
-	return m.group.Freeze(ctx)
+	if err := m.group.Freeze(ctx); err != nil {
+		return err
+	}
+	return m.dumpConnections()
 }
 
 func (m *Migration) targets() []*parasite.Process {
@@ -312,11 +319,13 @@ func (m *Migration) sendAgain(ctx context.Context, n uint32, runs []wire.Run) er
 
 // unfreeze lets the process go on after a freeze that is to be tried again.
 // Nothing but the dump has been tried.
-func (m *Migration) unfreeze() error {
+func (m *Migration) unfreeze(ctx context.Context) error {
 	m.frozen, m.still, m.sums = time.Time{}, false, nil
 	m.plan = m.plan.settled()
 	if err := m.save(); err != nil {
 		return err
 	}
-	return m.release()
+	err := m.release()
+	m.deliverHeld(ctx)
+	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -36,6 +37,13 @@ type Host struct {
 
 	losesWrites bool // soft-dirty bits do, which are what there is (package dirty)
 
+	// What goes on for a while after a migration has ended, until alive ends.
+	background sync.WaitGroup
+	alive      context.Context
+	stop       context.CancelFunc
+	mu         sync.Mutex
+	failed     error // guarded by mu
+
 	fixed atomic.Int64 // what a freeze costs beside its pages, as learned; nanoseconds
 }
 
@@ -49,6 +57,7 @@ const (
 // New looks at the machine. Its error says what the machine lacks.
 func New(ctx context.Context, config HostConfig) (*Host, error) {
 	h := &Host{config: config, digests: resource.NewDigests()}
+	h.alive, h.stop = context.WithCancel(context.WithoutCancel(ctx))
 	h.fixed.Store(int64(fixedAtFirst))
 	kind, err := dirty.Detect()
 	if err != nil {
@@ -78,8 +87,24 @@ func New(ctx context.Context, config HostConfig) (*Host, error) {
 	return h, nil
 }
 
-// Close lets go of what is shared. All migrations must have ended.
-func (h *Host) Close() error { return errors.Join(h.readers.Flags.Close(), h.readers.Sleeps.Close()) }
+// Close lets go of what is shared, and ends what goes on in the background. All
+// migrations must have ended.
+func (h *Host) Close() error {
+	h.stop()
+	h.background.Wait()
+	return errors.Join(h.failed, h.readers.Flags.Close(), h.readers.Sleeps.Close())
+}
+
+// inBackground does something that nobody waits for before Close, which tells if it has
+// failed.
+func (h *Host) inBackground(do func() error) {
+	h.background.Go(func() {
+		err := do()
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.failed = errors.Join(h.failed, err)
+	})
+}
 
 // newDump starts taking the images of a tree.
 func (h *Host) newDump(allowDegraded bool) *resource.TreeDump {

@@ -20,6 +20,7 @@ import (
 	"github.com/pagurus-project/pagurus/migrate/resource"
 	"github.com/pagurus-project/pagurus/migrate/wire"
 	"github.com/pagurus-project/pagurus/pageserver"
+	"github.com/pagurus-project/pagurus/tcprepair/hold"
 )
 
 // Config says what is to be moved.
@@ -88,6 +89,10 @@ type Migration struct {
 	conn   net.Conn
 	sender *pageserver.Sender
 	trip   time.Duration // to the destination and back
+
+	hold       *hold.Hold // nil: there is none
+	begun      chan error // of it, while that goes on beside something else
+	forwarding *hold.Hold // what became of it
 
 	image    *image.Image // taken at the freeze
 	sums     *wire.Verify // of all memory, since it stands still; nil: not yet
@@ -166,6 +171,7 @@ func (h *Host) Start(ctx context.Context, c Config) (*Migration, error) {
 		dump:      h.newDump(c.Options.AllowDegraded),
 		memory:    &memory{processes: make(map[pageserver.SpaceID]*process), objects: make(map[pageserver.SpaceID]*object)},
 	}
+	m.dump.Addresses = c.Addresses
 	m.gauges.measured.PhasesMS = make(map[string]float64)
 	m.gauges.pace = pace{
 		allowed: c.Options.MaxDowntime, maxRounds: c.Options.MaxRounds,

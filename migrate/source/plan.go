@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/resource"
 	"github.com/pagurus-project/pagurus/parasite"
 )
 
@@ -21,6 +22,10 @@ type Plan struct {
 	// Locks is set while the tree's file locks are released: of its image, what
 	// is needed to take them back.
 	Locks *image.Image `json:"locks,omitempty"`
+	// Hold names what holds the packets to addresses that go along (package hold).
+	Hold string `json:"hold,omitempty"`
+	// Connections are those that may be in repair mode.
+	Connections []resource.Connection `json:"connections,omitempty"`
 	// FrozenAt is set from just before the final freeze on: CLOCK_BOOTTIME of the
 	// agent, in nanoseconds.
 	FrozenAt int64 `json:"frozen_at,omitempty"`
@@ -40,7 +45,7 @@ type PlanProcess struct {
 // settled is the plan when the processes are as they were, but for their
 // control group.
 func (p Plan) settled() Plan {
-	p.Injecting, p.Locks, p.FrozenAt = false, nil, 0
+	p.Injecting, p.Locks, p.Connections, p.FrozenAt = false, nil, nil, 0
 	p.Processes = slices.Clone(p.Processes)
 	for i := range p.Processes {
 		p.Processes[i].Userfaultfds, p.Processes[i].Scratch = nil, nil

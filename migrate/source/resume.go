@@ -72,6 +72,9 @@ func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 	if err := m.catch(ctx); err != nil {
 		return m.resumed, fmt.Errorf("resuming the process: %w", err)
 	}
+	if err := m.resumeConnections(); err != nil {
+		return m.resumed, fmt.Errorf("resuming the process: %w", err)
+	}
 	if err := m.thaw(); err != nil {
 		return m.resumed, fmt.Errorf("resuming the process: %w", err)
 	}
@@ -83,14 +86,13 @@ func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 	for _, p := range m.processes {
 		errs = append(errs, p.release())
 	}
+	m.deliverHeld(ctx)
 	// That a process was killed shows when its tracer has let go of all threads.
 	if killed := m.killed(); !killed {
 		errs = append(errs, lockErr)
-		if m.resumed.Lost == "" { // another try knows nothing of them
-			m.resumed.Lost = lost(taken)
-		}
-		if m.resumed.Lost == "" && lockErr != nil {
-			m.resumed.Lost = lockErr.Error()
+		m.lose("file locks lost: ", taken...)
+		if lockErr != nil {
+			m.lose("", lockErr)
 		}
 	} else if m.still || m.recovered && frozenAt != 0 {
 		m.resumed.KilledAtSource = true
@@ -105,7 +107,7 @@ func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 		m.spent(migrate.PhaseResume, time.Since(start))
 		m.resumed.PhasesMS = m.Measured().PhasesMS
 	}
-	errs = append(errs, m.leave(ctx))
+	errs = append(errs, m.endHold(), m.leave(ctx))
 	if err := errors.Join(errs...); err != nil {
 		return m.resumed, fmt.Errorf("resuming the process: %w", err)
 	}
@@ -168,12 +170,18 @@ func (m *Migration) retakeLocks(ctx context.Context) (taken []error, err error) 
 	}
 }
 
-// lost says which locks are.
-func lost(taken []error) string {
-	if len(taken) == 0 {
-		return ""
+// lose notes what the process does not have any more. Another try knows nothing of it.
+func (m *Migration) lose(what string, lost ...error) {
+	if len(lost) == 0 {
+		return
 	}
-	return "file locks lost: " + strings.ReplaceAll(errors.Join(taken...).Error(), "\n", "; ")
+	what += strings.ReplaceAll(errors.Join(lost...).Error(), "\n", "; ")
+	switch {
+	case m.resumed.Lost == "":
+		m.resumed.Lost = what
+	case !strings.Contains(m.resumed.Lost, what): // by another try
+		m.resumed.Lost += "; " + what
+	}
 }
 
 // leave moves the tree back to where it was, ends the tracking and lets go of
@@ -188,7 +196,7 @@ func (m *Migration) leave(ctx context.Context) error {
 				return err
 			}
 			// Others wait for the end of this, and the process runs.
-			m.resumed.Lost = "it stays in a control group of ours: " + err.Error()
+			m.lose("it stays in a control group of ours: ", err)
 		}
 		m.grouped = false
 	}
@@ -312,7 +320,7 @@ func (m *Migration) catch(ctx context.Context) error {
 	if time.Since(m.caught) < mendFor {
 		return err
 	}
-	m.resumed.Lost = "it could not be mended: " + err.Error()
+	m.lose("it could not be mended: ", err)
 	return nil
 }
 

@@ -103,6 +103,9 @@ func (m *Migration) run(ctx context.Context, heard *replies, events Events) erro
 	if err := m.track(ctx); err != nil {
 		return err
 	}
+	if err := m.prepareHold(); err != nil {
+		return err
+	}
 	var n uint32
 	for try := 1; ; try++ {
 		if n, err = m.precopy(ctx, heard, events, n); err != nil {
@@ -114,7 +117,7 @@ func (m *Migration) run(ctx context.Context, heard *replies, events Events) erro
 			break
 		}
 		events.Unfrozen()
-		if err := m.unfreeze(); err != nil {
+		if err := m.unfreeze(ctx); err != nil {
 			return err
 		}
 		start = time.Now()

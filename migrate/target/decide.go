@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/resource"
 )
 
 // Ran is what came of a COMMIT.
@@ -27,7 +29,7 @@ type Ran struct {
 }
 
 // Commit lets the process run. It may be called again after an error, and then
-// says the same.
+// says the same. The addresses that go along are the host's by now.
 func (s *Shell) Commit(ctx context.Context) (Ran, error) {
 	if s.gone {
 		return s.attest(), nil
@@ -52,11 +54,15 @@ func (s *Shell) Commit(ctx context.Context) (Ran, error) {
 			return Ran{}, err
 		}
 	}
-	if err := s.group.Thaw(); err != nil {
+	lost, err := s.activate()
+	if err == nil {
+		err = s.group.Thaw()
+	}
+	if err != nil {
 		return Ran{}, fmt.Errorf("resuming the process: %w", err)
 	}
 	s.ranOnce()
-	r := Ran{}
+	r := Ran{Detail: lost}
 	if !s.preparedAt.IsZero() {
 		now := time.Now()
 		r.Downtime = now.Sub(s.stateReceived)
@@ -67,6 +73,23 @@ func (s *Shell) Commit(ctx context.Context) (Ran, error) {
 		}
 	}
 	return r, nil
+}
+
+// activate lets the connections live, as long as the shell stands still: once it runs
+// that has been done, and they are the program's. What is lost with them is told, but no
+// reason for it not to run.
+func (s *Shell) activate() (lost string, err error) {
+	if len(s.plan.Connections) == 0 {
+		return "", nil
+	}
+	frozen, err := s.group.Frozen()
+	if err != nil || !frozen {
+		return "", err
+	}
+	if all := resource.ActivateConnections(s.plan.Connections); len(all) > 0 {
+		lost = "connections lost: " + strings.ReplaceAll(errors.Join(all...).Error(), "\n", "; ")
+	}
+	return lost, nil
 }
 
 func (s *Shell) ranOnce() {

@@ -92,6 +92,8 @@ type Plan struct {
 	PIDs      []int  `json:"pids"`
 	Prepared  bool   `json:"prepared"`  // everything is built, frozen, and does not depend on the agent
 	Committed bool   `json:"committed"` // it may have run
+	// Connections are those that are in repair mode until then.
+	Connections []resource.Connection `json:"connections,omitempty"`
 }
 
 // Reserve makes the shell: processes with the right ids, empty and stopped. If

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/resource"
 	"github.com/pagurus-project/pagurus/migrate/wire"
 	"github.com/pagurus-project/pagurus/pageserver"
 )
@@ -106,7 +107,7 @@ func (s *Shell) prepare(ctx context.Context, payload []byte, prepared func() err
 	if err := s.build(ctx, m); err != nil {
 		return false, err
 	}
-	s.plan.Prepared = true
+	s.plan.Prepared, s.plan.Connections = true, resource.Connections(m)
 	if err := s.save(); err != nil {
 		return false, err
 	}

@@ -45,7 +45,8 @@ func tcpAt(packet []byte) int {
 	return int(packet[0]&0xf) * 4
 }
 
-// A sender delivers packets on this host, by way of its loopback device.
+// A sender delivers packets on this host, by way of its loopback device, or sends them
+// to the host that has their address.
 type sender struct{ fd4, fd6 int }
 
 func newSender() (s sender, err error) {
@@ -55,6 +56,11 @@ func newSender() (s sender, err error) {
 	}
 	if errors.Is(err, unix.EAFNOSUPPORT) {
 		s.fd6, err = -1, nil
+	}
+	for _, fd := range []int{s.fd4, s.fd6} {
+		if err == nil && fd >= 0 {
+			err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PRIORITY, tcprepair.Priority)
+		}
 	}
 	if err != nil {
 		s.close()

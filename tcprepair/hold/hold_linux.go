@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"runtime"
 	"slices"
@@ -26,8 +27,8 @@ const (
 // in a full queue of a network.
 const mostBytes = 256 << 20
 
-// A Hold keeps packets back from Begin until Deliver, Forward or Close, of which one
-// is called.
+// A Hold keeps packets back from Begin until Deliver, Forward or Close. One goroutine at
+// a time uses it.
 type Hold struct {
 	config  Config
 	device  int // the near end
@@ -190,17 +191,17 @@ func (h *Hold) take() [][]byte {
 }
 
 // Deliver gives what is held to the sockets of this host, in order, then lets
-// new packets through. The sockets must be ready by now. The hold is closed.
+// new packets through. The sockets must be ready by now. The hold may begin again.
 func (h *Hold) Deliver(ctx context.Context) error {
 	sender, err := newSender()
 	if err != nil {
-		return errors.Join(err, h.Close())
+		return errors.Join(err, h.LetOut(), letThrough(h.config.Name, incoming))
 	}
 	defer sender.close()
 	// The answers may go out. New packets come while old ones are delivered: they
 	// are let through when there are few, and those that are on their way to us
 	// come last.
-	errs := []error{letThrough(h.config.Name, outgoing)}
+	errs := []error{h.LetOut()}
 	for packets := h.take(); len(packets) > 0 && ctx.Err() == nil; packets = h.take() {
 		errs = append(errs, sender.deliver(packets))
 	}
@@ -212,14 +213,16 @@ func (h *Hold) Deliver(ctx context.Context) error {
 			err = h.await(ctx, held)
 		}
 	}
-	errs = append(errs, err, sender.deliver(h.take()), h.Close())
-	return errors.Join(errs...)
+	return errors.Join(append(errs, err, sender.deliver(h.take()))...)
 }
 
+// LetOut ends the dropping of what this host sends. It may be called during Forward.
+func (h *Hold) LetOut() error { return letThrough(h.config.Name, outgoing) }
+
 // Forward gives what is held, and what still comes, to the host that has the
-// addresses by now, until nothing has come for a while, or the context ends. This host
-// must not have them any more; what it would send in their name is not sent until
-// then. The hold is closed.
+// addresses by now, until nothing has come for a while, or the context ends, or one of
+// them is here again. Until LetOut this host sends nothing in their name. The hold is
+// closed.
 func (h *Hold) Forward(ctx context.Context, quiet time.Duration) error {
 	sender, err := newSender()
 	if err != nil {
@@ -232,8 +235,12 @@ func (h *Hold) Forward(ctx context.Context, quiet time.Duration) error {
 	for waiting := true; waiting; {
 		more := h.awaited()
 		if packets := h.take(); len(packets) > 0 {
-			errs = append(errs, sender.deliver(packets))
+			errs = append(errs, sender.deliver(packets)) // may be local ones, too
 			timer.Reset(quiet)
+		}
+		if slices.ContainsFunc(h.config.Flows, func(f Flow) bool { return isLocal(f.Local.Addr().Unmap()) }) {
+			errs = append(errs, h.Deliver(ctx))
+			break
 		}
 		select {
 		case <-more:
@@ -244,6 +251,12 @@ func (h *Hold) Forward(ctx context.Context, quiet time.Duration) error {
 		}
 	}
 	return errors.Join(append(errs, h.Close())...)
+}
+
+// isLocal reports an address of this host.
+func isLocal(a netip.Addr) bool {
+	routes, err := netlink.RouteGet(a.AsSlice())
+	return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
 }
 
 // awaited is closed with the next packet that comes.
@@ -276,7 +289,8 @@ func (h *Hold) await(ctx context.Context, held int) error {
 	}
 }
 
-// Close lets new packets through and forgets what is held.
+// Close lets new packets through and forgets what is held. It takes about a tenth of a
+// second, most of which the kernel takes for the rules (synchronize_rcu).
 func (h *Hold) Close() error {
 	err := Remove(h.config.Name)
 	if h.capture != nil {
@@ -285,6 +299,11 @@ func (h *Hold) Close() error {
 		h.capture = nil
 	}
 	return err
+}
+
+// IsOwn reports a device that is part of a hold.
+func IsOwn(device string) bool {
+	return strings.HasPrefix(device, nearDevice) || strings.HasPrefix(device, farDevice)
 }
 
 // Names lists the holds that there are on the host.

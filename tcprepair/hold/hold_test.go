@@ -226,7 +226,7 @@ func (e end) retransmissions() uint32 {
 func (p *pair) hold() *Hold {
 	p.t.Helper()
 	h, err := start(Config{
-		Name: "test", Devices: []string{"wire"},
+		Name: "test", Devices: []string{"wire", "lo"},
 		Flows: []Flow{{Local: p.opened.local(), Remote: p.peer.local()}, {Local: p.server.local()}},
 	})
 	if err != nil {
@@ -281,7 +281,7 @@ func TestDelivered(t *testing.T) {
 		if n := p.opened.readable(); n != 0 {
 			t.Errorf("%d bytes came through", n)
 		}
-		if err := h.Deliver(t.Context()); err != nil {
+		if err := release(t, h); err != nil {
 			t.Fatal(err)
 		}
 		quick := time.Since(begun) < patience
@@ -336,7 +336,7 @@ func TestHandshakes(t *testing.T) {
 		if n := p.opened.readable(); n != 0 {
 			t.Errorf("%d bytes came through", n)
 		}
-		if err := h.Deliver(t.Context()); err != nil {
+		if err := release(t, h); err != nil {
 			t.Fatal(err)
 		}
 		p.opened.expect("held")
@@ -459,7 +459,7 @@ func TestSilent(t *testing.T) {
 		if n := p.peer.readable(); n != 0 {
 			t.Errorf("%d bytes got out", n)
 		}
-		if err := h.Deliver(t.Context()); err != nil {
+		if err := release(t, h); err != nil {
 			t.Fatal(err)
 		}
 		p.peer.expect("too early") // by TCP's own means
@@ -558,4 +558,9 @@ func start(c Config) (*Hold, error) {
 		return nil, errors.Join(err, h.Close())
 	}
 	return h, nil
+}
+
+// release delivers what is held, and takes the hold away.
+func release(t *testing.T, h *Hold) error {
+	return errors.Join(h.Deliver(t.Context()), h.Close())
 }

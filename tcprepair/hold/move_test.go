@@ -91,7 +91,7 @@ func TestMovedWhileAsked(t *testing.T) {
 			if err := tcprepair.Activate(fd, s); err != nil {
 				t.Fatal(err)
 			}
-			if err := h.Deliver(t.Context()); err != nil {
+			if err := release(t, h); err != nil {
 				t.Fatal(err)
 			}
 			server = end{t, fd}
@@ -156,7 +156,7 @@ func TestHalfClosedEarly(t *testing.T) {
 				if err := errors.Join(tcprepair.Arrive(fd, s), tcprepair.Activate(fd, s), unix.SetNonblock(fd, false)); err != nil {
 					t.Fatal(err)
 				}
-				if err := h.Deliver(t.Context()); err != nil {
+				if err := release(t, h); err != nil {
 					t.Fatal(err)
 				}
 				moved := end{t, fd}
@@ -194,7 +194,7 @@ func (p *pair) holdAll() *Hold {
 }
 
 func (p *pair) all() Config {
-	return Config{Name: "test", Devices: []string{"wire"}, Flows: []Flow{{Local: netip.AddrPortFrom(p.serverAddr, 0)}}}
+	return Config{Name: "test", Devices: []string{"wire", "lo"}, Flows: []Flow{{Local: netip.AddrPortFrom(p.serverAddr, 0)}}}
 }
 
 // leave takes the server's address off its host, comeBack puts it on again.

@@ -13,6 +13,8 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/tcprepair"
 )
 
 // The firewall's tables have the hold's name behind these, one at the devices
@@ -78,7 +80,7 @@ func install(c *Config, device int) error {
 				return err
 			}
 			for _, chain := range chains {
-				conn.AddRule(&nftables.Rule{Table: in, Chain: chain, Exprs: slices.Concat(f.match(set, width, incoming), stage.match(), keep)})
+				conn.AddRule(&nftables.Rule{Table: in, Chain: chain, Exprs: slices.Concat(fresh, f.match(set, width, incoming), stage.match(), keep)})
 			}
 		}
 		set := f.set(out, width, everything)
@@ -91,6 +93,12 @@ func install(c *Config, device int) error {
 		return fmt.Errorf("installing the firewall's rules: %w", err)
 	}
 	return nil
+}
+
+// fresh begins a rule for packets that were not held before, at the loopback device.
+var fresh = []expr.Any{
+	&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: 1},
+	&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(tcprepair.Priority)},
 }
 
 // kinds are the forms that the flows have.
