@@ -12,10 +12,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate"
 )
 
-// A caller asks a server (count.py) over one connection, again and again, and checks
-// every answer.
+// A caller asks a server that echoes and counts, over one connection, again and again, and
+// checks every answer.
 type caller struct {
 	conn    *net.TCPConn
 	answers *bufio.Reader
@@ -44,7 +46,7 @@ func call(t *testing.T, from string, to netip.AddrPort) *caller {
 // ask asks once.
 func (c *caller) ask() error {
 	c.asked++
-	if err := c.conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := c.conn.SetDeadline(time.Now().Add(40 * time.Second)); err != nil {
 		return err
 	}
 	begun := time.Now()
@@ -82,67 +84,105 @@ func (c *caller) end() error {
 	return err
 }
 
+// callers ask as long as something goes on, each about once a millisecond.
+type callers []*caller
+
+func callAll(t *testing.T, from string, to netip.AddrPort, n int) callers {
+	t.Helper()
+	var all callers
+	for range n {
+		all = append(all, call(t, from, to))
+	}
+	return all
+}
+
+// during has all of them ask while f goes on, and once more afterwards, and returns how
+// long one waited at most.
+func (all callers) during(t *testing.T, f func()) (longest time.Duration) {
+	t.Helper()
+	over := make(chan struct{})
+	var asking sync.WaitGroup
+	for i, c := range all {
+		c.longest = 0
+		asking.Go(func() {
+			for last := false; !last; {
+				select {
+				case <-over:
+					last = true
+				case <-time.After(time.Millisecond):
+				}
+				if err := c.ask(); err != nil {
+					t.Errorf("client %d: %v", i, err)
+					return
+				}
+			}
+		})
+	}
+	func() {
+		defer asking.Wait()
+		defer close(over) // f may end the test
+		f()
+	}()
+	for _, c := range all {
+		longest = max(longest, c.longest)
+	}
+	return longest
+}
+
+func (all callers) end(t *testing.T) {
+	t.Helper()
+	for i, c := range all {
+		if err := c.end(); err != nil {
+			t.Errorf("client %d: %v", i, err)
+		}
+	}
+}
+
 // TestConnections: clients that ask without a pause get every answer, whatever host their
 // server is on, and do not notice.
 func TestConnections(t *testing.T) {
 	need(t, "python3")
-	const clients = 10
-	for _, service := range []string{"10.77.0.104/24", "fd77::104/64"} {
-		t.Run(service, func(t *testing.T) {
-			ctx := limit(t, 3*time.Minute)
-			p := netip.MustParsePrefix(service)
-			addAddress(ctx, t, p, "host-a")
-			server := start(ctx, t, "host-a", "python3", script(t, "count.py"), p.Addr().String(), "7341", "$ASK")
-			var callers []*caller
-			for range clients {
-				callers = append(callers, call(t, "client", netip.AddrPortFrom(p.Addr(), 7341)))
-			}
-			for range trips {
-				for _, to := range []string{"host-b", "host-a"} {
-					moving := make(chan struct{})
-					var asking sync.WaitGroup
-					for i, c := range callers {
-						asking.Go(func() {
-							for stop := false; !stop; {
-								select {
-								case <-moving:
-									stop = true // once more
-								default:
-								}
-								if err := c.ask(); err != nil {
-									t.Errorf("client %d: %v", i, err)
-									return
-								}
-								<-time.After(time.Millisecond)
-							}
-						})
-					}
-					r := moved(ctx, t, server, to)
-					close(moving)
-					asking.Wait()
-					if t.Failed() {
-						t.Fatal(bed.Logs("host-a", "host-b"))
-					}
-					if !slices.Equal(r.Addresses, []netip.Prefix{p}) {
-						t.Errorf("%v went along, and not %s", r.Addresses, p)
-					}
-					var longest time.Duration
-					for i, c := range callers {
-						longest = max(longest, c.longest)
-						c.longest = 0
-						if n := c.retransmissions(t); n > 0 {
-							t.Logf("client %d has sent %d segments again", i, n)
+	for i, service := range []string{"10.77.0.104/24", "fd77::104/64"} {
+		p := netip.MustParsePrefix(service)
+		at := netip.AddrPortFrom(p.Addr(), 7341)
+		for name, server := range map[string][]string{
+			"python": {"python3", script(t, "count.py"), at.Addr().String(), fmt.Sprint(at.Port()), "$ASK"},
+			"go":     {"$BIN/workload", "memory", "-size", "16MiB", "-echo", at.String(), "-ask", "$ASK"},
+		} {
+			t.Run(name+" "+[]string{"IPv4", "IPv6"}[i], func(t *testing.T) {
+				ctx := limit(t, 3*time.Minute)
+				addAddress(ctx, t, p, "host-a")
+				server := start(ctx, t, "host-a", server...)
+				clients := callAll(t, "client", at, 10)
+				for range trips {
+					for _, to := range []string{"host-b", "host-a"} {
+						var r migrate.Report
+						longest := clients.during(t, func() { r = moved(ctx, t, server, to) })
+						if t.Failed() {
+							t.Fatal(bed.Logs("host-a", "host-b"))
 						}
+						t.Logf("the longest stall was %v", longest)
+						if !slices.Equal(r.Addresses, []netip.Prefix{p}) {
+							t.Errorf("%v went along, and not %s", r.Addresses, p)
+						}
+						mustBeAt(ctx, t, p, to)
 					}
-					t.Logf("the longest stall was %v", longest)
-					mustBeAt(ctx, t, p, to)
 				}
-			}
-			for i, c := range callers {
-				if err := c.end(); err != nil {
-					t.Errorf("client %d: %v", i, err)
+				rehearsal := func() {
+					r, err := bed.Move(ctx, server, "host-b", "--rehearse")
+					if err != nil || r.State != migrate.StateRehearsed {
+						t.Errorf("rehearsing: %v, %s, %s", err, r.State, r.Stderr)
+					}
+					t.Logf("a rehearsal: stood still for %.1f ms: %s", r.DowntimeMS, phases(r.Report))
 				}
-			}
-		})
+				t.Logf("the longest stall in a rehearsal was %v", clients.during(t, rehearsal))
+				for i, c := range clients {
+					if n := c.retransmissions(t); n > 0 {
+						t.Logf("client %d has sent %d segments again", i, n)
+					}
+				}
+				clients.end(t)
+			})
+		}
 	}
 }

@@ -38,14 +38,15 @@ type fault struct {
 	id      string
 	held    *lab.Daemon // an agent that stops itself, or nil
 	hold    string      // the file that makes it
+	clients callers     // of the process, by the service address
 }
 
 // alongFault is the service address.
 var alongFault = netip.MustParsePrefix("10.77.0.110/24")
 
-// Instants at which to kill: points at which an agent is held (package agent),
-// and what shows that the migration is there.
-var instants = []struct {
+// An instant at which to kill: a point at which an agent is held (package agent), and
+// what shows that the migration is there.
+type instant struct {
 	point string
 	held  string // the host whose agent is held
 	flags []string
@@ -56,7 +57,9 @@ var instants = []struct {
 	// What becomes of it if the source's agent, the destination's or the leader
 	// is killed. The process runs where that says.
 	outcomes [3]migrate.State
-}{
+}
+
+var instants = []instant{
 	{
 		"inspecting", "host-a", nil, migrate.StatePreflight, "", "", false, [3]migrate.State{migrate.StateDone, migrate.StateDone, migrate.StateDone},
 	},
@@ -93,26 +96,35 @@ func TestKills(t *testing.T) {
 		for i, victim := range []string{source, destination, leader} {
 			t.Run(instant.point+" "+victim, func(t *testing.T) {
 				f := newFault(t, instant.flags, instant.held, instant.point)
-				f.await("the migration to be held", f.isHeld)
-				where := func() (state migrate.State, source, target string, frozen bool) {
-					var r migrate.Report
-					f.ask(&r, "show", f.id)
-					return r.State, f.phase("host-a", "source"), f.phase("host-b", "target"), f.frozen()
-				}
-				there := func() bool {
-					state, source, target, frozen := where()
-					return state == instant.state && source == instant.source && target == instant.target && frozen == instant.frozen
-				}
-				if err := testbed.Await(limit(t, 10*time.Second), instant.point, func() (bool, error) { return there(), nil }); err != nil {
-					state, source, target, frozen := where()
-					t.Fatalf("%v: it is %s, the source %q, the destination %q, frozen: %v", err, state, source, target, frozen)
-				}
-				back := f.kill(victim)
-				f.letGo()
-				f.await("the "+victim+" to be back", back)
-				f.judge([]migrate.State{instant.outcomes[i]})
+				f.clients.during(t, func() {
+					f.await("the migration to be held", f.isHeld)
+					f.mustBe(instant)
+					back := f.kill(victim)
+					f.letGo()
+					f.await("the "+victim+" to be back", back)
+					f.judge([]migrate.State{instant.outcomes[i]})
+				})
+				f.clients.end(t)
 			})
 		}
+	}
+}
+
+// mustBe waits until the migration is where an instant is.
+func (f *fault) mustBe(i instant) {
+	f.t.Helper()
+	where := func() (state migrate.State, source, target string, frozen bool) {
+		var r migrate.Report
+		f.ask(&r, "show", f.id)
+		return r.State, f.phase("host-a", "source"), f.phase("host-b", "target"), f.frozen()
+	}
+	there := func() bool {
+		state, source, target, frozen := where()
+		return state == i.state && source == i.source && target == i.target && frozen == i.frozen
+	}
+	if err := testbed.Await(limit(f.t, 10*time.Second), i.point, func() (bool, error) { return there(), nil }); err != nil {
+		state, source, target, frozen := where()
+		f.t.Fatalf("%v: it is %s, the source %q, the destination %q, frozen: %v", err, state, source, target, frozen)
 	}
 }
 
@@ -127,9 +139,12 @@ func TestKillsAtRandom(t *testing.T) {
 		after := time.Duration(random.Int64N(int64(400 * time.Millisecond)))
 		t.Run(fmt.Sprintf("%s after %v", victim, after.Round(time.Millisecond)), func(t *testing.T) {
 			f := newFault(t, nil, "", "")
-			<-time.After(after)
-			f.await("the "+victim+" to be back", f.kill(victim))
-			f.judge([]migrate.State{migrate.StateDone, migrate.StateAborted, migrate.StateRefused})
+			f.clients.during(t, func() {
+				<-time.After(after)
+				f.await("the "+victim+" to be back", f.kill(victim))
+				f.judge([]migrate.State{migrate.StateDone, migrate.StateAborted, migrate.StateRefused})
+			})
+			f.clients.end(t)
 		})
 	}
 }
@@ -143,7 +158,9 @@ func newFault(t *testing.T, flags []string, held, point string) *fault {
 	}
 	f := &fault{t: t, ctx: ctx}
 	addAddress(ctx, t, alongFault, "host-a")
-	f.process = start(ctx, t, "host-a", "$BIN/workload", "memory", "-size", "64MiB", "-threads", "3", "-ask", "$ASK")
+	at := netip.AddrPortFrom(alongFault.Addr(), 7351)
+	f.process = start(ctx, t, "host-a", "$BIN/workload", "memory", "-size", "64MiB", "-threads", "3", "-echo", at.String(), "-ask", "$ASK")
+	f.clients = callAll(t, "client", at, 3)
 	if held != "" {
 		f.held, f.hold = host(t, held).Daemon("agent"), filepath.Join(f.root(held), "run/pagurus/hold")
 		if err := os.WriteFile(f.hold, []byte(point), 0o600); err != nil {
@@ -156,7 +173,7 @@ func newFault(t *testing.T, flags []string, held, point string) *fault {
 	}
 	var r migrate.Report
 	f.ask(&r, append([]string{
-		"move", fmt.Sprint(f.process.PID), "--from", "host-a", "--to", "host-b", "--detach", "--with-address", alongFault.Addr().String(),
+		"move", fmt.Sprint(f.process.PID), "--from", "host-a", "--to", "host-b", "--detach",
 	}, flags...)...)
 	f.id = r.ID
 	return f

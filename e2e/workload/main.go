@@ -49,6 +49,7 @@ func run(args []string, out io.Writer) error {
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
 	ask := flags.String("ask", "", "path of the file by which it is asked; the verdict is in PATH.answer")
 	j := &journal{}
+	at := flags.String("echo", "", "ADDRESS:PORT where it answers each line with it, and how many have come over that connection")
 	p := programs[name](flags, j)
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
@@ -59,6 +60,11 @@ func run(args []string, out io.Writer) error {
 	signal.Notify(ended, unix.SIGTERM, unix.SIGINT)
 	if err := p.start(); err != nil {
 		return fmt.Errorf("starting %s: %w", name, err)
+	}
+	if *at != "" {
+		if err := echo(*at, j); err != nil {
+			return err
+		}
 	}
 	fmt.Fprintf(out, "ready %s %d\n", name, os.Getpid())
 	ctx, cancel := context.WithCancel(context.Background())

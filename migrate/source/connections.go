@@ -23,8 +23,10 @@ import (
 //	settleConnections      what the program has closed comes to its end, new connections
 //	                       are held, those that have begun come to be
 //	beginHold              beside the dump: all packets are held
+//	mustBeSettled          it is still so
 //	dumpConnections        the tree does not run any more: sockets are read, in repair mode
-//	├─ resumeConnections   it runs on: out of repair mode, before the first thread runs
+//	├─ resumeConnections   it runs on: out of repair mode, before the first thread runs,
+//	│                      and nothing that the host sends is dropped any more
 //	│  deliverHeld         what was held is delivered
 //	└─ forwardHeld         it runs elsewhere: that goes there, and what comes late, too
 const (
@@ -125,32 +127,44 @@ func (m *Migration) beginHold() {
 	go func() { begun <- m.hold.Begin() }()
 }
 
-// dumpConnections reads the sockets with connections. The tree does not run any more.
-func (m *Migration) dumpConnections() error {
-	if m.begun != nil {
-		err := <-m.begun
-		m.begun = nil
-		if err != nil {
-			return fmt.Errorf("holding packets: %w", err)
-		}
-	}
-	listeners, all := resource.Listeners(m.image), resource.Connections(m.image)
-	if m.hold != nil || len(listeners) > 0 {
-		u, err := resource.FindUnsettled(m.config.Addresses, listeners)
-		if err != nil {
-			return err
-		}
-		err = errors.Join(
-			unsettledError("connections that the process has closed have not come to their end", u.Closed),
-			unsettledError("connections wait for the process to accept them", u.Waiting))
-		if err != nil {
-			return fmt.Errorf("%w: %w", resource.ErrTryAgain, err)
-		}
-	}
-	if len(all) == 0 {
+func (m *Migration) awaitBegun() error {
+	if m.begun == nil {
 		return nil
 	}
-	m.plan.Connections = all
+	err := <-m.begun
+	m.begun = nil
+	return err
+}
+
+// mustBeSettled makes sure that all packets are held, and that the kernel has nothing
+// to do any more for connections that the image does not have. All threads are stopped.
+func (m *Migration) mustBeSettled() error {
+	if err := m.awaitBegun(); err != nil {
+		return fmt.Errorf("holding packets: %w", err)
+	}
+	listeners := resource.Listeners(m.image)
+	if m.hold == nil && len(listeners) == 0 {
+		return nil
+	}
+	u, err := resource.FindUnsettled(m.config.Addresses, listeners)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(
+		unsettledError("connections that the process has closed have not come to their end", u.Closed),
+		unsettledError("connections wait for the process to accept them", u.Waiting))
+	if err != nil {
+		return fmt.Errorf("%w: %w", resource.ErrTryAgain, err)
+	}
+	return nil
+}
+
+// dumpConnections reads the sockets with connections. The tree does not run any more.
+func (m *Migration) dumpConnections() error {
+	m.plan.Connections = resource.Connections(m.image)
+	if len(m.plan.Connections) == 0 {
+		return nil
+	}
 	if err := m.save(); err != nil {
 		return err
 	}
@@ -158,8 +172,10 @@ func (m *Migration) dumpConnections() error {
 }
 
 // resumeConnections takes the sockets out of repair mode, as long as the tree stands
-// still: once it runs, that has been done, and they are the program's.
+// still: once it runs, that has been done, and they are the program's. From then on the
+// host sends what they have to say.
 func (m *Migration) resumeConnections() error {
+	m.letOut()
 	if !m.grouped || len(m.plan.Connections) == 0 {
 		return nil
 	}
@@ -170,13 +186,17 @@ func (m *Migration) resumeConnections() error {
 	return err
 }
 
+// letOut ends the dropping of what the tree sends, before it runs again.
+func (m *Migration) letOut() {
+	_ = m.awaitBegun() // was told before, or is of no interest
+	if m.hold != nil {
+		_ = m.hold.LetOut() // Deliver tries it again
+	}
+}
+
 // deliverHeld delivers what was held to this host, on which the tree runs again, and
 // holds no more. What is lost TCP sends again.
 func (m *Migration) deliverHeld(ctx context.Context) {
-	if m.begun != nil {
-		<-m.begun // it may have been about to
-		m.begun = nil
-	}
 	if m.hold != nil {
 		_ = m.hold.Deliver(ctx)
 	}

@@ -200,6 +200,9 @@ func (m *Migration) takeImage(ctx context.Context) error {
 	if err := m.blocked(); err != nil {
 		return err
 	}
+	if err := m.mustBeSettled(); err != nil {
+		return err
+	}
 	if resource.HasLocks(m.image) {
 		m.plan.Locks = locksOf(m.image)
 		if err := m.mapScratch(ctx); err != nil {
@@ -325,6 +328,7 @@ func (m *Migration) unfreeze(ctx context.Context) error {
 	if err := m.save(); err != nil {
 		return err
 	}
+	m.letOut()
 	err := m.release()
 	m.deliverHeld(ctx)
 	return err

@@ -86,7 +86,6 @@ func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 	for _, p := range m.processes {
 		errs = append(errs, p.release())
 	}
-	m.deliverHeld(ctx)
 	// That a process was killed shows when its tracer has let go of all threads.
 	if killed := m.killed(); !killed {
 		errs = append(errs, lockErr)
@@ -107,6 +106,7 @@ func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 		m.spent(migrate.PhaseResume, time.Since(start))
 		m.resumed.PhasesMS = m.Measured().PhasesMS
 	}
+	m.deliverHeld(ctx)
 	errs = append(errs, m.endHold(), m.leave(ctx))
 	if err := errors.Join(errs...); err != nil {
 		return m.resumed, fmt.Errorf("resuming the process: %w", err)
