@@ -52,7 +52,7 @@ var announcePauses = []time.Duration{
 //	set                  a list: what is not in it is taken off
 //	hush                 a process is frozen: it is undecided who has its addresses
 //	├─ stay              it runs on here, and they are announced once more
-//	└─ leave             it runs elsewhere, and they are taken off
+//	└─ depart, speak     it runs elsewhere, and they are taken off
 //	arrive               it runs here now: they are put on and announced
 type serviceAddresses struct {
 	agent *Agent
@@ -252,6 +252,7 @@ func (s *serviceAddresses) markSilent(prefixes []netip.Prefix) {
 	}
 }
 
+// speak ends a silence.
 func (s *serviceAddresses) speak(name string, prefixes []netip.Prefix) error {
 	if err := s.agent.config.Addresses.Speak(name); err != nil {
 		return err
@@ -278,14 +279,6 @@ func (s *serviceAddresses) stay(name string, index uint64, prefixes []netip.Pref
 	}
 	s.arrive(index, prefixes)
 	return nil
-}
-
-// leave takes addresses off this host and ends the silence about them.
-func (s *serviceAddresses) leave(name string, index uint64, prefixes []netip.Prefix) error {
-	if err := s.depart(index, prefixes); err != nil {
-		return err
-	}
-	return s.speak(name, prefixes)
 }
 
 // announceLocked tells the network of an address, once when it returns and a few

@@ -295,17 +295,27 @@ func (o *outgoing) resume(why func(*entry)) {
 // dispose ends the frozen copy: the process runs at the destination.
 func (o *outgoing) dispose() {
 	o.agent.journal.hold(holdDisposing)
+	e := o.is()
 	done := o.persist("ending the frozen copy", nil, func(ctx context.Context) error {
-		// Without its address nobody here refuses what comes in late.
-		if e := o.is(); len(e.Addresses) > 0 {
-			if err := o.agent.addresses.leave(e.Migration, o.heardUpTo(), e.Addresses); err != nil {
+		// Without its address nobody here refuses what comes in late, and what was held
+		// goes to where it is.
+		if len(e.Addresses) > 0 {
+			if err := o.agent.addresses.depart(o.heardUpTo(), e.Addresses); err != nil {
 				return err
 			}
 		}
-		if err := o.recoverEngine(ctx); err != nil || o.migration == nil {
+		if err := o.recoverEngine(ctx); err != nil {
 			return err
 		}
-		return o.migration.Dispose(ctx)
+		if o.migration != nil {
+			if err := o.migration.Dispose(ctx); err != nil {
+				return err
+			}
+		}
+		if len(e.Addresses) > 0 { // that takes long, and clients wait for the other
+			return o.agent.addresses.speak(e.Migration, e.Addresses)
+		}
+		return nil
 	})
 	if done {
 		o.finish(func(e *entry) { e.Outcome = migrate.OutcomeDisposed })

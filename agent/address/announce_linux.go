@@ -43,12 +43,14 @@ var broadcast = [8]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 // announceARP broadcasts the address both as a question for itself and as an
 // answer that nobody asked for: some listen to the one, some to the other
 // (RFC 5227, section 3).
-func announceARP(link *netlink.LinkAttrs, a netip.Addr) (err error) {
+func announceARP(link *netlink.LinkAttrs, a netip.Addr) error {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, unix.Close(fd)) }()
+	// The kernel waits for all processors (packet_release), tens of milliseconds, and
+	// the process that the address has come with stands still.
+	defer func() { go unix.Close(fd) }()
 	to := &unix.SockaddrLinklayer{Protocol: bigEndian(unix.ETH_P_ARP), Ifindex: link.Index, Halen: ethernetBytes, Addr: broadcast}
 	const request, reply = 1, 2
 	for _, operation := range []uint16{request, reply} {

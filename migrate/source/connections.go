@@ -180,10 +180,14 @@ func (m *Migration) resumeConnections() error {
 		return nil
 	}
 	frozen, err := m.group.Frozen()
-	if err == nil && frozen {
+	if err != nil {
+		return err
+	}
+	runs := func(p *process) bool { return p.stopped == nil }
+	if frozen || !slices.ContainsFunc(m.processes, runs) { // they are held by ptrace, then
 		m.lose("connections lost: ", resource.ResumeConnections(m.plan.Connections)...)
 	}
-	return err
+	return nil
 }
 
 // letOut ends the dropping of what the tree sends, before it runs again.
