@@ -31,6 +31,7 @@ var programs = map[string]func(*flag.FlagSet, *journal) program{
 	"epoll":   newEpoll,
 	"gosched": newGosched,
 	"listen":  newListen,
+	"web":     newWeb,
 }
 
 func main() {
