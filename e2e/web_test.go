@@ -124,7 +124,7 @@ var node = server{
 // asyncio is Python's way to serve many connections in one thread.
 var asyncio = server{
 	name: "asyncio", needs: "python3",
-	args: []string{"python3", "$TESTDATA/asyncio_count.py", "$AT", "$PORT"},
+	args: []string{"python3", "$TESTDATA/asyncio_count.py", "$AT", "$PORT", "$ASK"}, // which may start it under another name
 	load: func(l *load) {
 		for i := range 20 {
 			l.client(fmt.Sprint("client ", i), func(c *client) error {
