@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -28,13 +29,14 @@ type Engines struct {
 const sweepInterval = 2 * time.Second
 
 // NewEngines looks at the machine; its error says what the machine lacks.
-// groups is the directory below which arrived processes get control groups.
-func NewEngines(ctx context.Context, groups string) (*Engines, error) {
+// groups is the directory below which arrived processes get control groups, state one
+// that goes with the next boot.
+func NewEngines(ctx context.Context, groups, state string) (*Engines, error) {
 	from, err := source.New(ctx, source.HostConfig{Own: OwnDaemon})
 	if err != nil {
 		return nil, err
 	}
-	to, err := target.New(ctx, groups)
+	to, err := target.New(ctx, groups, filepath.Join(state, "connections"))
 	if err != nil {
 		return nil, errors.Join(err, from.Close())
 	}

@@ -14,29 +14,35 @@ var ErrUnsupported = errors.New("cannot be moved")
 
 // Look reads what of a socket can be read without repair mode, and disturbs
 // nothing: of one without a connection that is everything, of one with a connection
-// all but queues, windows and clock. waiting is how many
-// connections wait in a listener to be accepted.
+// what tells it from others, what was negotiated, and what Resume needs. waiting is how
+// many connections wait in a listener to be accepted.
 //
 // fd may be any descriptor of the socket.
 func Look(fd int) (s *Socket, waiting int, err error) {
 	s = &Socket{}
-	info, err := s.look(fd)
-	if err == nil && s.State == Closed {
-		err = s.lookClosed(fd)
-	}
+	info, err := s.identify(fd)
 	if err != nil {
 		return nil, 0, err
-	}
-	if s.State == Listen {
-		waiting = int(info.unacked)
 	}
 	if s.State.Connected() {
 		s.Negotiated = info.negotiated
 		if s.Negotiated.MSS, err = getInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG); err != nil {
 			return nil, 0, fmt.Errorf("reading TCP_MAXSEG: %w", err)
 		}
+		reuse, err := kindOf(unix.SOL_SOCKET, unix.SO_REUSEADDR).get(fd)
+		if err != nil {
+			return nil, 0, fmt.Errorf("reading SO_REUSEADDR: %w", err)
+		}
+		s.Options = []Option{{Level: unix.SOL_SOCKET, Name: unix.SO_REUSEADDR, Value: reuse}}
+		return s, 0, nil
 	}
-	return s, waiting, nil
+	if err := s.readSettings(fd); err != nil {
+		return nil, 0, err
+	}
+	if s.State == Closed {
+		return s, 0, s.lookClosed(fd)
+	}
+	return s, int(info.unacked), nil
 }
 
 // Dump reads a socket and leaves it in repair mode, out of which Resume or
@@ -47,7 +53,10 @@ func Look(fd int) (s *Socket, waiting int, err error) {
 // user namespace of the socket's network. On an error the socket is as it was.
 func Dump(fd int) (_ *Socket, err error) {
 	s := &Socket{}
-	info, err := s.look(fd)
+	info, err := s.identify(fd)
+	if err == nil {
+		err = s.readSettings(fd)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -77,8 +86,8 @@ func Dump(fd int) (_ *Socket, err error) {
 	return s, s.Validate()
 }
 
-// look reads the state, the addresses and what was set.
-func (s *Socket) look(fd int) (i info, err error) {
+// identify reads what a socket is, its state and its addresses.
+func (s *Socket) identify(fd int) (i info, err error) {
 	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 	if err != nil {
 		return i, err
@@ -111,20 +120,25 @@ func (s *Socket) look(fd int) (i info, err error) {
 	if layer, err := getsockopt(fd, unix.SOL_TCP, unix.TCP_ULP, longestOption); !s.MPTCP && err == nil && len(layer) > 0 {
 		return i, fmt.Errorf("a socket with the protocol %s on top %w", bytes.TrimRight(layer, "\x00"), ErrUnsupported)
 	}
-	// Repair mode changes some of them.
-	if s.Options, err = options(fd, s.IPv6); err != nil {
-		return i, err
-	}
-	if s.Buffers, err = readBuffers(fd); err != nil {
-		return i, err
-	}
-	if s.Filter, err = filter(fd); err != nil && !unknown(err) {
-		return i, fmt.Errorf("reading the filter: %w", err)
-	}
 	if s.State == Listen {
 		s.Backlog = int(i.sacked)
 	}
 	return i, nil
+}
+
+// readSettings reads what was set of a socket that is not in repair mode, which changes
+// some of it.
+func (s *Socket) readSettings(fd int) (err error) {
+	if s.Options, err = options(fd, s.IPv6); err != nil {
+		return err
+	}
+	if s.Buffers, err = readBuffers(fd); err != nil {
+		return err
+	}
+	if s.Filter, err = filter(fd); err != nil && !unknown(err) {
+		return fmt.Errorf("reading the filter: %w", err)
+	}
+	return nil
 }
 
 // info is what is used of struct tcp_info.
@@ -327,7 +341,7 @@ func Resume(fd int, s *Socket) error {
 	if err != nil {
 		return fmt.Errorf("leaving repair mode: %w", err)
 	}
-	return setOptions(fd, s.Options, atLast)
+	return setOptions(fd, s.Options, nil, atLast)
 }
 
 // Discard closes a socket that Dump has read, if fd is its last descriptor:

@@ -22,7 +22,7 @@ func (s *Socket) end(fd int) (err error) {
 	if s.Failed {
 		former.State = Established
 	}
-	if err := former.connect(fd, false); err != nil {
+	if err := former.connect(fd, false, nil); err != nil {
 		return err
 	}
 	if s.Failed {

@@ -8,6 +8,7 @@ import (
 
 // An Option is one socket option as getsockopt(2) has told it.
 type Option struct {
+	_           struct{} `cbor:",toarray"` // there are many
 	Level, Name int
 	Value       []byte
 }
@@ -60,7 +61,6 @@ var kinds = []optionKind{
 	{unix.SOL_IP, unix.IP_LOCAL_PORT_RANGE, "IP_LOCAL_PORT_RANGE", 4, beforeBind, any46},
 	{unix.SOL_IPV6, unix.IPV6_V6ONLY, "IPV6_V6ONLY", 4, beforeBind, only6},
 
-	{unix.SOL_SOCKET, unix.SO_PRIORITY, "SO_PRIORITY", 4, whileSilent, any46},
 	{unix.SOL_SOCKET, unix.SO_RCVLOWAT, "SO_RCVLOWAT", 4, whileSilent, any46},
 	{unix.SOL_SOCKET, unix.SO_RCVTIMEO_NEW, "SO_RCVTIMEO", 16, whileSilent, any46},
 	{unix.SOL_SOCKET, unix.SO_SNDTIMEO_NEW, "SO_SNDTIMEO", 16, whileSilent, any46},
@@ -124,6 +124,8 @@ var kinds = []optionKind{
 	{unix.SOL_TCP, unix.TCP_CORK, "TCP_CORK", 4, whileSilent, any46},
 	{unix.SOL_TCP, unix.TCP_NODELAY, "TCP_NODELAY", 4, whileSilent, any46},
 
+	// IP_TOS sets it, too.
+	{unix.SOL_SOCKET, unix.SO_PRIORITY, "SO_PRIORITY", 4, atLast, any46},
 	// Repair mode has a value of its own.
 	{unix.SOL_SOCKET, unix.SO_REUSEADDR, "SO_REUSEADDR", 4, atLast, any46},
 	// Its timer starts when it is set, if there is a connection.
@@ -133,14 +135,16 @@ var kinds = []optionKind{
 
 func (k *optionKind) applies(ipv6 bool) bool { return k.only == any46 || ipv6 }
 
-func kindOf(level, name int) *optionKind {
+// byName are the kinds by level and name.
+var byName = func() map[[2]int]*optionKind {
+	all := make(map[[2]int]*optionKind)
 	for i := range kinds {
-		if kinds[i].level == level && kinds[i].name == name {
-			return &kinds[i]
-		}
+		all[[2]int{kinds[i].level, kinds[i].name}] = &kinds[i]
 	}
-	return nil
-}
+	return all
+}()
+
+func kindOf(level, name int) *optionKind { return byName[[2]int{level, name}] }
 
 func (o *Option) validate() error {
 	k := kindOf(o.Level, o.Name)

@@ -7,6 +7,49 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// A Restorer makes sockets. It knows how new ones look, so that many are made
+// quickly; as that can change (sysctl(8)), it is to be used for a moment. Its methods
+// may be called from any goroutine of one network namespace.
+type Restorer struct{ four, six fresh }
+
+// fresh is how options are in a new socket.
+type fresh map[*optionKind][]byte
+
+// NewRestorer looks at new sockets.
+func NewRestorer() (*Restorer, error) {
+	r := &Restorer{}
+	for _, ipv6 := range []bool{false, true} {
+		made, err := freshOptions(ipv6)
+		switch {
+		case errors.Is(err, unix.EAFNOSUPPORT): // and none of that kind can be made
+		case err != nil:
+			return nil, fmt.Errorf("looking at a new socket: %w", err)
+		case ipv6:
+			r.six = made
+		default:
+			r.four = made
+		}
+	}
+	return r, nil
+}
+
+func freshOptions(ipv6 bool) (fresh, error) {
+	fd, err := (&Socket{IPv6: ipv6}).socket()
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	all, err := options(fd, ipv6)
+	if err != nil {
+		return nil, err
+	}
+	f := make(fresh)
+	for _, o := range all {
+		f[kindOf(o.Level, o.Name)] = o.Value
+	}
+	return f, nil
+}
+
 // Restore makes a socket of what Dump has read on another host. A connection is
 // in repair mode until Activate; a listener takes connections from now on.
 //
@@ -15,18 +58,28 @@ import (
 // it may become that later, before Arrive.
 // The descriptor is non-blocking and closed by exec. The caller needs
 // CAP_NET_ADMIN and CAP_NET_RAW. On an error nothing is left.
-func Restore(s *Socket, early bool) (fd int, err error) {
+func (r *Restorer) Restore(s *Socket, early bool) (fd int, err error) {
 	if err := s.Validate(); err != nil {
 		return -1, err
 	}
 	if fd, err = s.socket(); err != nil {
 		return -1, err
 	}
-	if err := s.build(fd, early); err != nil {
+	fresh := r.four
+	switch {
+	case s.MPTCP:
+		fresh = nil
+	case s.IPv6:
+		fresh = r.six
+	}
+	if err := s.build(fd, early, fresh); err != nil {
 		return -1, errors.Join(fmt.Errorf("restoring %v of %v and %v: %w", s.State, s.Local, s.Remote, err), unix.Close(fd))
 	}
 	return fd, nil
 }
+
+// Restore makes one socket, as a Restorer does.
+func Restore(s *Socket, early bool) (fd int, err error) { return (&Restorer{}).Restore(s, early) }
 
 func (s *Socket) socket() (int, error) {
 	domain := unix.AF_INET
@@ -47,8 +100,8 @@ func (s *Socket) socket() (int, error) {
 	return fd, nil
 }
 
-func (s *Socket) build(fd int, early bool) error {
-	if err := s.bind(fd, early); err != nil {
+func (s *Socket) build(fd int, early bool, fresh fresh) error {
+	if err := s.bind(fd, early, fresh); err != nil {
 		return err
 	}
 	switch {
@@ -64,7 +117,7 @@ func (s *Socket) build(fd int, early bool) error {
 	case s.State == Closed:
 		return s.settle(fd)
 	}
-	return s.connect(fd, early)
+	return s.connect(fd, early, fresh)
 }
 
 // CanBind reports why this host would not let a socket without a connection have
@@ -80,7 +133,7 @@ func CanBind(s *Socket, early bool) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := setOptions(fd, s.Options, beforeBind); err != nil {
+	if err := setOptions(fd, s.Options, nil, beforeBind); err != nil {
 		return err
 	}
 	for i := range s.Options {
@@ -138,8 +191,8 @@ func (s *Socket) abroad(fd int, early bool, f func() error) error {
 
 // bind gives the socket its local address, where no other socket is in the way
 // of that: in repair mode, which MPTCP does not have.
-func (s *Socket) bind(fd int, early bool) error {
-	if err := setOptions(fd, s.Options, beforeBind); err != nil {
+func (s *Socket) bind(fd int, early bool, fresh fresh) error {
+	if err := setOptions(fd, s.Options, fresh, beforeBind); err != nil {
 		return err
 	}
 	if s.MPTCP {
@@ -157,7 +210,7 @@ func (s *Socket) bind(fd int, early bool) error {
 
 // settle gives a socket without a connection what is left.
 func (s *Socket) settle(fd int) error {
-	if err := setOptions(fd, s.Options, whileSilent); err != nil {
+	if err := setOptions(fd, s.Options, nil, whileSilent); err != nil {
 		return err
 	}
 	return s.leaveRepair(fd)
@@ -178,7 +231,7 @@ func (s *Socket) leaveRepair(fd int) error {
 
 // finish sets what acts at once.
 func (s *Socket) finish(fd int) error {
-	if err := setOptions(fd, s.Options, atLast); err != nil {
+	if err := setOptions(fd, s.Options, nil, atLast); err != nil {
 		return err
 	}
 	if len(s.Filter) == 0 {
@@ -191,7 +244,7 @@ func (s *Socket) finish(fd int) error {
 }
 
 // connect makes the connection as it was, without a packet.
-func (s *Socket) connect(fd int, early bool) error {
+func (s *Socket) connect(fd int, early bool, fresh fresh) error {
 	if err := setInt(fd, unix.SOL_TCP, unix.TCP_TIMESTAMP, s.Timestamp); err != nil {
 		return fmt.Errorf("setting TCP_TIMESTAMP: %w", err)
 	}
@@ -226,7 +279,7 @@ func (s *Socket) connect(fd int, early bool) error {
 	if err := setsockopt(fd, unix.SOL_TCP, unix.TCP_REPAIR_OPTIONS, s.Negotiated.encode()); err != nil {
 		return fmt.Errorf("setting TCP_REPAIR_OPTIONS: %w", err)
 	}
-	if err := setOptions(fd, s.Options, whileSilent); err != nil {
+	if err := setOptions(fd, s.Options, fresh, whileSilent); err != nil {
 		return err
 	}
 	if err := fill(fd, receiveQueue, s.Receive.Data); err != nil {

@@ -47,34 +47,34 @@ func (s State) receivedFIN() bool { return s == CloseWait || s == LastAck || s =
 // shut: the program will send no more.
 func (s State) shut() bool { return s == FinWait1 || s == FinWait2 || s == LastAck || s == Closing }
 
-// A Socket is a TCP socket without a host. It is plain data.
+// A Socket is a TCP socket without a host. It is plain data, of which most is zero.
 type Socket struct {
-	State State
-	IPv6  bool           // of the address family AF_INET6; its addresses may be IPv4 ones all the same
-	MPTCP bool           // a listener that would take multipath connections, as Go programs make them
-	Local netip.AddrPort // not valid: not bound
+	State State          `json:",omitzero"`
+	IPv6  bool           `json:",omitzero"` // of the address family AF_INET6; its addresses may be IPv4 ones all the same
+	MPTCP bool           `json:",omitzero"` // a listener that would take multipath connections, as Go programs make them
+	Local netip.AddrPort `json:",omitzero"` // not valid: not bound
 
-	UID, GID uint32 // of who made it, or was given it: sockets of one user may share a port (SO_REUSEPORT)
+	UID, GID uint32 `json:",omitzero"` // of who made it, or was given it: sockets of one user may share a port (SO_REUSEPORT)
 
-	Backlog int // of a listener
+	Backlog int `json:",omitzero"` // of a listener
 
 	// Of a socket that is closed. One that never had a connection has neither.
-	Ended  bool // it had one: what is in Receive can be read, then comes the end
-	Failed bool // there is an error to be told first, which becomes ECONNRESET whatever it was
+	Ended  bool `json:",omitzero"` // it had one: what is in Receive can be read, then comes the end
+	Failed bool `json:",omitzero"` // there is an error to be told first, which becomes ECONNRESET whatever it was
 
 	// Of a connection.
-	Remote     netip.AddrPort
-	Receive    Queue
-	Send       Queue
-	Unsent     int // how many bytes at the end of Send were never sent
-	FINUnsent  bool
-	Window     Window
-	Negotiated Negotiated
-	Timestamp  uint32 // of this end, by the kernel's clock and the connection's offset
+	Remote     netip.AddrPort `json:",omitzero"`
+	Receive    Queue          `json:",omitzero"`
+	Send       Queue          `json:",omitzero"`
+	Unsent     int            `json:",omitzero"` // how many bytes at the end of Send were never sent
+	FINUnsent  bool           `json:",omitzero"`
+	Window     Window         `json:",omitzero"`
+	Negotiated Negotiated     `json:",omitzero"`
+	Timestamp  uint32         `json:",omitzero"` // of this end, by the kernel's clock and the connection's offset
 
-	Buffers Buffers
-	Options []Option
-	Filter  Filter // SO_ATTACH_FILTER
+	Buffers Buffers  `json:",omitzero"`
+	Options []Option `json:",omitzero"`
+	Filter  Filter   `json:",omitzero"` // SO_ATTACH_FILTER
 }
 
 // OnlyIPv6 reports a socket that takes no IPv4 (IPV6_V6ONLY).

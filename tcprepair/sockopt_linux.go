@@ -50,15 +50,20 @@ func options(fd int, ipv6 bool) ([]Option, error) {
 }
 
 // setOptions sets those options of one phase that are not as they should be
-// already: what a program never set needs no privilege to be given back.
-func setOptions(fd int, wanted []Option, p phase) error {
+// already: what a program never set needs no privilege to be given back. fresh is how
+// they are in a new socket, as this one still is; nil: that is not known.
+func setOptions(fd int, wanted []Option, fresh fresh, p phase) error {
 	for i := range wanted {
 		o := &wanted[i]
 		k := kindOf(o.Level, o.Name)
 		if k.phase != p {
 			continue
 		}
-		if have, err := k.get(fd); err == nil && bytes.Equal(have, o.Value) {
+		if is, known := fresh[k]; known {
+			if bytes.Equal(is, o.Value) {
+				continue
+			}
+		} else if have, err := k.get(fd); err == nil && bytes.Equal(have, o.Value) {
 			continue
 		}
 		if err := setsockopt(fd, o.Level, o.Name, o.Value); err != nil {

@@ -69,7 +69,7 @@ func (e end) take(early bool) (*Socket, end) {
 	if err := Discard(e.fd); err != nil {
 		e.t.Fatal(err)
 	}
-	fd, err := Restore(&s, early)
+	fd, err := must(NewRestorer()).Restore(&s, early)
 	if err != nil {
 		e.t.Fatalf("restore: %v", err)
 	}

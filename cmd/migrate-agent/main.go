@@ -122,7 +122,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	if err != nil {
 		return failure{err}
 	}
-	engines, err := agent.NewEngines(ctx, groups)
+	engines, err := agent.NewEngines(ctx, groups, config.StateDir)
 	if err != nil {
 		return failure{fmt.Errorf("this machine cannot take part in migrations: %w", err)}
 	}

@@ -3,10 +3,16 @@ package resource
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
+	"runtime"
 	"slices"
+	"sync"
 
+	"github.com/fxamacker/cbor/v2"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate/image"
@@ -28,15 +34,12 @@ func (c Connection) String() string {
 // Connections lists those of an image.
 func Connections(m *image.Image) []Connection {
 	var all []Connection
-	eachConnection(m, func(pid, fd int, f *image.File) error {
-		all = append(all, Connection{pid, fd, f.TCP.Rest()})
-		return nil
-	})
+	eachConnection(m, func(pid, fd int, f *image.File) { all = append(all, Connection{pid, fd, f.TCP.Rest()}) })
 	return all
 }
 
-// eachConnection calls f for each until that fails.
-func eachConnection(m *image.Image, f func(pid, fd int, file *image.File) error) error {
+// eachConnection calls f for each.
+func eachConnection(m *image.Image, f func(pid, fd int, file *image.File)) {
 	seen := make(map[image.Index]bool)
 	for i := range m.Processes {
 		p := &m.Processes[i]
@@ -46,12 +49,9 @@ func eachConnection(m *image.Image, f func(pid, fd int, file *image.File) error)
 				continue
 			}
 			seen[d.File] = true
-			if err := f(p.PID, d.FD, file); err != nil {
-				return err
-			}
+			f(p.PID, d.FD, file)
 		}
 	}
-	return nil
 }
 
 // hasConnection reports a socket that cannot be read as it is: it takes repair mode.
@@ -61,19 +61,60 @@ func hasConnection(s *tcprepair.Socket) bool { return s.State.Connected() || s.E
 // before. Their packets are held, and their processes do not run any more: they stay in
 // repair mode, until ResumeConnections.
 func DumpConnections(m *image.Image) error {
-	return eachConnection(m, func(pid, fd int, f *image.File) error {
-		own, err := borrow(pid, fd)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(own)
-		s, err := tcprepair.Dump(own)
-		if err != nil {
-			return fmt.Errorf("reading the TCP connection of %v and %v: %w", f.TCP.Local, f.TCP.Remote, err)
-		}
-		f.TCP = s
-		return nil
+	group := errgroup.Group{}
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	eachConnection(m, func(pid, fd int, f *image.File) {
+		group.Go(func() error {
+			own, err := borrow(pid, fd)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(own)
+			s, err := tcprepair.Dump(own)
+			if err != nil {
+				return fmt.Errorf("reading the TCP connection of %v and %v: %w", f.TCP.Local, f.TCP.Remote, err)
+			}
+			f.TCP = s
+			return nil
+		})
 	})
+	return group.Wait()
+}
+
+// restoreConnections makes those of the image in this process, before they are asked for
+// one by one.
+func (r *TreeRestore) restoreConnections() error {
+	if r.connections != nil {
+		return nil
+	}
+	r.connections = make(map[*image.File]int)
+	var err error
+	if r.restorer, err = tcprepair.NewRestorer(); err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	group := errgroup.Group{}
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	eachConnection(r.Image, func(_, _ int, f *image.File) {
+		group.Go(func() error {
+			fd, err := r.restoreTCP(f)
+			if err == nil {
+				mu.Lock()
+				r.connections[f] = fd
+				mu.Unlock()
+			}
+			return err
+		})
+	})
+	return group.Wait()
+}
+
+func (r *TreeRestore) restoreTCP(f *image.File) (int, error) {
+	fd, err := r.restorer.Restore(f.TCP, comesAlong(r.Image, f))
+	if err != nil {
+		return 0, err
+	}
+	return fd, setStatusFlags(fd, f.Flags)
 }
 
 // ResumeConnections makes connections go on where DumpConnections may have read them,
@@ -91,20 +132,61 @@ func ActivateConnections(all []Connection) (lost []error) {
 	})
 }
 
+// forEach calls f for each, several at a time, with a descriptor of ours.
 func forEach(all []Connection, f func(fd int, s *tcprepair.Socket) error) (failed []error) {
+	var mu sync.Mutex
+	var group errgroup.Group
+	group.SetLimit(runtime.GOMAXPROCS(0))
 	for _, c := range all {
-		own, err := borrow(c.PID, c.FD)
-		if errors.Is(err, unix.ESRCH) {
-			continue // the process was killed, and has no connections any more
-		}
-		if err == nil {
-			err = errors.Join(f(own, c.Rest), unix.Close(own))
-		}
-		if err != nil {
-			failed = append(failed, fmt.Errorf("%v: %w", c, err))
-		}
+		group.Go(func() error {
+			own, err := borrow(c.PID, c.FD)
+			if errors.Is(err, unix.ESRCH) {
+				return nil // the process was killed, and has no connections any more
+			}
+			if err == nil {
+				err = errors.Join(f(own, c.Rest), unix.Close(own))
+			}
+			if err != nil {
+				mu.Lock()
+				failed = append(failed, fmt.Errorf("%v: %w", c, err))
+				mu.Unlock()
+			}
+			return nil
+		})
 	}
+	_ = group.Wait() // has nothing to tell
 	return failed
+}
+
+// SaveConnections keeps them in a file, for who takes over from an agent that died, and
+// LoadConnections reads them back. Without any there is no file.
+func SaveConnections(path string, all []Connection) error {
+	if len(all) == 0 {
+		return nil
+	}
+	data, err := cbor.Marshal(all)
+	if err == nil {
+		err = os.WriteFile(path, data, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("keeping connections: %w", err)
+	}
+	return nil
+}
+
+// LoadConnections is the other half of SaveConnections.
+func LoadConnections(path string) (all []Connection, err error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err == nil {
+		err = cbor.Unmarshal(data, &all)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading connections back: %w", err)
+	}
+	return all, nil
 }
 
 // Unsettled is what the kernel still does by itself for connections that no process can

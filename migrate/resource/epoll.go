@@ -3,6 +3,7 @@ package resource
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"structs"
@@ -88,21 +89,16 @@ func parseWatch(value string) (image.Watch, error) {
 // watched finds the file of a registration among the process's descriptors:
 // most often it still has the number under which it was registered.
 func (d *ProcessDump) watched(epoll, number, occurrence int) (image.Index, error) {
-	candidates := make([]image.Descriptor, 0, len(d.Process.Descriptors))
-	for _, x := range d.Process.Descriptors {
-		if x.FD == number {
-			candidates = append([]image.Descriptor{x}, candidates...)
-		} else {
-			candidates = append(candidates, x)
+	all := d.Process.Descriptors // by their numbers
+	likely, found := slices.BinarySearchFunc(all, number, func(x image.Descriptor, number int) int { return x.FD - number })
+	if found {
+		if same, err := isWatched(d.Proc.PID, number, epoll, number, occurrence); err != nil || same {
+			return all[likely].File, err
 		}
 	}
-	for _, x := range candidates {
-		same, err := isWatched(d.Proc.PID, x.FD, epoll, number, occurrence)
-		if err != nil {
-			return image.None, err
-		}
-		if same {
-			return x.File, nil
+	for _, x := range all {
+		if same, err := isWatched(d.Proc.PID, x.FD, epoll, number, occurrence); err != nil || same {
+			return x.File, err
 		}
 	}
 	return image.None, nil
@@ -125,13 +121,15 @@ func restoreEpoll(r *ProcessRestore, f *image.File, fd int) error {
 		occupant[d.FD] = d
 	}
 	spare := uintptr(r.Process.Descriptors[len(r.Process.Descriptors)-1].FD + 1)
-	b := r.batch()
+	s := r.script()
 	for _, w := range f.Epoll {
-		abi := eventABI{events: w.Events, low: uint32(w.Data), high: uint32(w.Data >> 32)}
-		event := parasite.Struct(b, &abi)
+		add := func(b *parasite.Batch) {
+			abi := eventABI{events: w.Events, low: uint32(w.Data), high: uint32(w.Data >> 32)}
+			b.Call(unix.SYS_EPOLL_CTL, uintptr(fd), unix.EPOLL_CTL_ADD, uintptr(w.FD), parasite.Struct(b, &abi))
+		}
 		there, taken := occupant[w.FD]
 		if taken && there.File == w.File {
-			b.Call(unix.SYS_EPOLL_CTL, uintptr(fd), unix.EPOLL_CTL_ADD, uintptr(w.FD), event)
+			s.add(add)
 			continue
 		}
 		number, ok := numbers[w.File]
@@ -140,24 +138,18 @@ func restoreEpoll(r *ProcessRestore, f *image.File, fd int) error {
 		}
 		// Give the description its former number for a moment.
 		if taken {
-			b.Call(unix.SYS_DUP3, uintptr(w.FD), spare, 0)
+			s.call(unix.SYS_DUP3, uintptr(w.FD), spare, 0)
 		}
-		b.Call(unix.SYS_DUP3, uintptr(number), uintptr(w.FD), 0)
-		b.Call(unix.SYS_EPOLL_CTL, uintptr(fd), unix.EPOLL_CTL_ADD, uintptr(w.FD), event)
+		s.call(unix.SYS_DUP3, uintptr(number), uintptr(w.FD), 0)
+		s.add(add)
 		if taken {
-			b.Call(unix.SYS_DUP3, spare, uintptr(w.FD), closeOnExec(there.CloExec))
-			b.Call(unix.SYS_CLOSE, spare)
+			s.call(unix.SYS_DUP3, spare, uintptr(w.FD), closeOnExec(there.CloExec))
+			s.call(unix.SYS_CLOSE, spare)
 		} else {
-			b.Call(unix.SYS_CLOSE, uintptr(w.FD))
-		}
-		if b.Room() < 4<<10 {
-			if err := b.RunAll(r.Ctx); err != nil {
-				return err
-			}
-			b = r.batch()
+			s.call(unix.SYS_CLOSE, uintptr(w.FD))
 		}
 	}
-	return b.RunAll(r.Ctx)
+	return s.run()
 }
 
 func closeOnExec(set bool) uintptr {

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate"
@@ -96,19 +98,27 @@ func dumpDescriptors(d *ProcessDump) error {
 	if err != nil {
 		return err
 	}
-	open := make([]openFile, 0, len(fds))
-	for _, fd := range fds {
-		o := openFile{fd: fd}
-		if o.link, err = d.Proc.Link(fmt.Sprintf("fd/%d", fd)); err != nil {
-			return err
-		}
-		if o.info, err = d.Proc.FDInfo(fd); err != nil {
-			return err
-		}
-		if err := unix.Stat(d.Proc.Path(fmt.Sprintf("fd/%d", fd)), &o.st); err != nil {
-			return fmt.Errorf("descriptor %d, %s: %w", fd, o.link, err)
-		}
-		open = append(open, o)
+	open := make([]openFile, len(fds))
+	var group errgroup.Group
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for i, fd := range fds {
+		group.Go(func() (err error) {
+			o := &open[i]
+			o.fd = fd
+			if o.link, err = d.Proc.Link(fmt.Sprintf("fd/%d", fd)); err != nil {
+				return err
+			}
+			if o.info, err = d.Proc.FDInfo(fd); err != nil {
+				return err
+			}
+			if err := unix.Stat(d.Proc.Path(fmt.Sprintf("fd/%d", fd)), &o.st); err != nil {
+				return fmt.Errorf("descriptor %d, %s: %w", fd, o.link, err)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
 	}
 	descriptions, err := sameDescriptions(d.Proc.PID, open)
 	if err != nil {

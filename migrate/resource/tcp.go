@@ -31,11 +31,14 @@ var tcpSocket = fileKind{
 		}
 	},
 	open: func(r *TreeRestore, f *image.File) (int, error) {
-		fd, err := tcprepair.Restore(f.TCP, comesAlong(r.Image, f))
-		if err == nil {
-			err = setStatusFlags(fd, f.Flags)
+		if err := r.restoreConnections(); err != nil {
+			return 0, err
 		}
-		return fd, err
+		if fd, ok := r.connections[f]; ok {
+			delete(r.connections, f)
+			return fd, nil
+		}
+		return r.restoreTCP(f)
 	},
 }
 
@@ -61,7 +64,7 @@ func isTCP(fd, family int) (bool, error) {
 // dumpTCP reads one, by fd, a descriptor of ours: of those with connections what can be
 // read while their packets come in.
 func dumpTCP(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(what, hint string)) error {
-	ours, err := inOwnNetwork(fd)
+	ours, err := d.inOwnNetwork(fd)
 	if err != nil {
 		return err
 	}
@@ -91,17 +94,26 @@ func dumpTCP(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(wha
 }
 
 // inOwnNetwork reports a socket of this process's network namespace.
-func inOwnNetwork(fd int) (bool, error) {
-	own, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return false, err
-	}
-	defer unix.Close(own)
-	var cookies [2]uint64
-	for i, fd := range []int{own, fd} {
-		if cookies[i], err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); err != nil {
-			return false, fmt.Errorf("asking for a socket's network: %w", err)
+func (d *TreeDump) inOwnNetwork(fd int) (bool, error) {
+	if d.network == 0 {
+		own, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return false, err
+		}
+		defer unix.Close(own)
+		if d.network, err = networkOf(own); err != nil {
+			return false, err
 		}
 	}
-	return cookies[0] == cookies[1], nil
+	network, err := networkOf(fd)
+	return network == d.network, err
+}
+
+// networkOf identifies the network namespace of a socket.
+func networkOf(fd int) (uint64, error) {
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0, fmt.Errorf("asking for a socket's network: %w", err)
+	}
+	return cookie, nil
 }

@@ -41,6 +41,7 @@ type TreeDump struct {
 	objectIndex map[fileID]image.Index
 	summedUp    map[string]bool // files that were open, by their links
 	sharing     *sharing
+	network     uint64 // the cookie of our network namespace; 0: not asked yet
 	waits       waits
 	outsiders   outsiders
 	clocksRead  time.Time              // when the image's clocks were read

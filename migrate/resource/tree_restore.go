@@ -10,6 +10,7 @@ import (
 
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/parasite"
+	"github.com/pagurus-project/pagurus/tcprepair"
 )
 
 // A TreeRestore is the rebuilding of a tree whose memory is in its place
@@ -25,6 +26,9 @@ type TreeRestore struct {
 	pipesUsed map[pipeUse]bool // ends of which a description was given out
 	sockets   map[image.Index]int
 	lostPeers map[image.Index]int // other ends that nobody holds, of sockets whose queue is not filled yet
+
+	restorer    *tcprepair.Restorer
+	connections map[*image.File]int // that nobody has asked for yet; nil: not made
 
 	waiting map[int]bool // threads whose call the kernel can restart by itself
 }
@@ -49,6 +53,10 @@ func (r *TreeRestore) Close() error {
 		}
 		clear(byPlace)
 	}
+	for _, fd := range r.connections {
+		errs = append(errs, unix.Close(fd))
+	}
+	clear(r.connections)
 	for _, ends := range r.pipes {
 		errs = append(errs, unix.Close(ends[0]), unix.Close(ends[1]))
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -62,6 +64,7 @@ func (s *Shell) Commit(ctx context.Context) (Ran, error) {
 		return Ran{}, fmt.Errorf("resuming the process: %w", err)
 	}
 	s.ranOnce()
+	_ = os.Remove(s.connectionsFile()) // that it stays harms nobody
 	r := Ran{Detail: lost}
 	if !s.preparedAt.IsZero() {
 		now := time.Now()
@@ -79,18 +82,21 @@ func (s *Shell) Commit(ctx context.Context) (Ran, error) {
 // that has been done, and they are the program's. What is lost with them is told, but no
 // reason for it not to run.
 func (s *Shell) activate() (lost string, err error) {
-	if len(s.plan.Connections) == 0 {
+	if len(s.connections) == 0 {
 		return "", nil
 	}
 	frozen, err := s.group.Frozen()
 	if err != nil || !frozen {
 		return "", err
 	}
-	if all := resource.ActivateConnections(s.plan.Connections); len(all) > 0 {
+	if all := resource.ActivateConnections(s.connections); len(all) > 0 {
 		lost = "connections lost: " + strings.ReplaceAll(errors.Join(all...).Error(), "\n", "; ")
 	}
 	return lost, nil
 }
+
+// connectionsFile keeps what has to be known of connections until they live.
+func (s *Shell) connectionsFile() string { return filepath.Join(s.host.state, s.config.Migration) }
 
 func (s *Shell) ranOnce() {
 	if s.ran == nil {
@@ -118,6 +124,7 @@ func (s *Shell) Release(ctx context.Context) error {
 		return errors.New("the process runs here: it cannot be removed")
 	}
 	errs := []error{s.closeOurs(), s.kill(ctx)}
+	_ = os.Remove(s.connectionsFile()) // there was none, most often
 	s.gone = true
 	s.ranOnce()
 	if s.conn != nil {

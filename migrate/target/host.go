@@ -20,22 +20,27 @@ import (
 // A Host takes processes in. Its methods may be called from any goroutine.
 type Host struct {
 	groups  freezer.Group // below which every arrived process has its own
+	state   string        // a directory with a file of connections for each migration
 	entry   sync.Mutex    // held by who makes a group until there is somebody in it
 	machine image.Host
 	digests *resource.Digests
 }
 
 // New looks at the machine. groups is a directory of a cgroup2 file system,
-// outside the group of the caller, which is made if it is not there.
-func New(ctx context.Context, groups string) (*Host, error) {
+// outside the group of the caller; in state is kept what is too much for a plan. Both
+// are made if they are not there.
+func New(ctx context.Context, groups, state string) (*Host, error) {
 	if err := os.MkdirAll(groups, 0o755); err != nil {
 		return nil, fmt.Errorf("making the control group of arriving processes: %w", err)
+	}
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		return nil, fmt.Errorf("making a directory for the state of connections: %w", err)
 	}
 	machine, err := resource.LocalHost(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &Host{groups: freezer.At(groups), machine: machine, digests: resource.NewDigests()}, nil
+	return &Host{groups: freezer.At(groups), state: state, machine: machine, digests: resource.NewDigests()}, nil
 }
 
 // Check compares what a tree needs with what this host has. It changes nothing.
@@ -92,8 +97,6 @@ type Plan struct {
 	PIDs      []int  `json:"pids"`
 	Prepared  bool   `json:"prepared"`  // everything is built, frozen, and does not depend on the agent
 	Committed bool   `json:"committed"` // it may have run
-	// Connections are those that are in repair mode until then.
-	Connections []resource.Connection `json:"connections,omitempty"`
 }
 
 // Reserve makes the shell: processes with the right ids, empty and stopped. If
@@ -154,7 +157,7 @@ func (h *Host) Sweep() {
 // Recover takes up what an agent that died has left of a shell, by the plan
 // that was saved last. One that was not prepared is removed.
 func (h *Host) Recover(ctx context.Context, plan Plan, save func(Plan) error) (*Shell, error) {
-	s := &Shell{config: Config{Migration: plan.Migration, Save: save}, plan: plan, group: freezer.At(plan.Group)}
+	s := &Shell{host: h, config: Config{Migration: plan.Migration, Save: save}, plan: plan, group: freezer.At(plan.Group)}
 	pids, err := s.group.Processes()
 	if err != nil {
 		return nil, err
@@ -163,6 +166,9 @@ func (h *Host) Recover(ctx context.Context, plan Plan, save func(Plan) error) (*
 		if err := s.kill(ctx); err != nil {
 			return nil, fmt.Errorf("removing an unfinished shell: %w", err)
 		}
+	}
+	if s.connections, err = resource.LoadConnections(s.connectionsFile()); err != nil {
+		return nil, err
 	}
 	s.gone = len(pids) == 0 || !plan.Prepared
 	return s, nil

@@ -82,7 +82,7 @@ func serveDestination() error {
 		return err
 	}
 	ctx := context.Background()
-	host, err := target.New(ctx, os.Getenv("PAGURUS_TEST_GROUPS"))
+	host, err := target.New(ctx, os.Getenv("PAGURUS_TEST_GROUPS"), os.Getenv("PAGURUS_TEST_STATE"))
 	if err != nil {
 		return err
 	}
@@ -182,7 +182,7 @@ func startDestination(t *testing.T, namespaces uintptr) *destination {
 	}
 	ours.Close()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), roleVariable+"=destination", "PAGURUS_TEST_GROUPS="+groups)
+	cmd.Env = append(os.Environ(), roleVariable+"=destination", "PAGURUS_TEST_GROUPS="+groups, "PAGURUS_TEST_STATE="+t.TempDir())
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces}
@@ -220,7 +220,7 @@ func TestSweep(t *testing.T) {
 		t.Fatal(err)
 	}
 	groups := filepath.Join(mount, fmt.Sprintf("pagurus-sweep-%d", os.Getpid()))
-	host, err := target.New(t.Context(), groups)
+	host, err := target.New(t.Context(), groups, t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}

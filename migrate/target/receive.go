@@ -107,7 +107,11 @@ func (s *Shell) prepare(ctx context.Context, payload []byte, prepared func() err
 	if err := s.build(ctx, m); err != nil {
 		return false, err
 	}
-	s.plan.Prepared, s.plan.Connections = true, resource.Connections(m)
+	s.connections = resource.Connections(m)
+	if err := resource.SaveConnections(s.connectionsFile(), s.connections); err != nil {
+		return false, err
+	}
+	s.plan.Prepared = true
 	if err := s.save(); err != nil {
 		return false, err
 	}

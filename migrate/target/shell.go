@@ -21,7 +21,7 @@ import (
 
 // A Shell is an empty, stopped process tree that a process moves into.
 type Shell struct {
-	host   *Host // nil after Recover
+	host   *Host
 	config Config
 	plan   Plan
 	group  freezer.Group
@@ -34,6 +34,8 @@ type Shell struct {
 	objects   []*os.File
 	known     []image.Object // of objects
 	checked   map[checkedFile]bool
+
+	connections []resource.Connection // that are in repair mode until Commit
 
 	conn    net.Conn
 	signals sync.WaitGroup // the goroutine that takes forwarded signals
