@@ -4,12 +4,8 @@ import (
 	"context"
 	"net"
 	"net/netip"
-	"path/filepath"
-	"runtime"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/coordinator/api"
 	"github.com/pagurus-project/pagurus/e2e/testbed"
@@ -19,26 +15,7 @@ import (
 // within runs f on a thread that stands in a host's network.
 func within(t *testing.T, name string, f func() error) error {
 	t.Helper()
-	root, err := host(t, name).Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
-		ns, err := unix.Open(filepath.Join(filepath.Dir(root), "ns", "net"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			result <- err
-			return
-		}
-		defer unix.Close(ns)
-		if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
-			result <- err
-			return
-		}
-		result <- f()
-	}()
-	return <-result
+	return bed.Within(name, f)
 }
 
 // has reports whether a host has an address.

@@ -36,9 +36,9 @@ type fault struct {
 	ctx     context.Context
 	process *testbed.Process
 	id      string
-	held    *lab.Daemon // an agent that stops itself, or nil
-	hold    string      // the file that makes it
-	clients callers     // of the process, by the service address
+	held    *lab.Daemon     // an agent that stops itself, or nil
+	hold    string          // the file that makes it
+	clients testbed.Clients // of the process, by the service address
 }
 
 // alongFault is the service address.
@@ -96,7 +96,7 @@ func TestKills(t *testing.T) {
 		for i, victim := range []string{source, destination, leader} {
 			t.Run(instant.point+" "+victim, func(t *testing.T) {
 				f := newFault(t, instant.flags, instant.held, instant.point)
-				f.clients.during(t, func() {
+				mustServe(t, f.clients, func() {
 					f.await("the migration to be held", f.isHeld)
 					f.mustBe(instant)
 					back := f.kill(victim)
@@ -104,7 +104,9 @@ func TestKills(t *testing.T) {
 					f.await("the "+victim+" to be back", back)
 					f.judge([]migrate.State{instant.outcomes[i]})
 				})
-				f.clients.end(t)
+				if err := f.clients.End(); err != nil {
+					t.Error(err)
+				}
 			})
 		}
 	}
@@ -139,12 +141,14 @@ func TestKillsAtRandom(t *testing.T) {
 		after := time.Duration(random.Int64N(int64(400 * time.Millisecond)))
 		t.Run(fmt.Sprintf("%s after %v", victim, after.Round(time.Millisecond)), func(t *testing.T) {
 			f := newFault(t, nil, "", "")
-			f.clients.during(t, func() {
+			mustServe(t, f.clients, func() {
 				<-time.After(after)
 				f.await("the "+victim+" to be back", f.kill(victim))
 				f.judge([]migrate.State{migrate.StateDone, migrate.StateAborted, migrate.StateRefused})
 			})
-			f.clients.end(t)
+			if err := f.clients.End(); err != nil {
+				t.Error(err)
+			}
 		})
 	}
 }
@@ -160,7 +164,7 @@ func newFault(t *testing.T, flags []string, held, point string) *fault {
 	addAddress(ctx, t, alongFault, "host-a")
 	at := netip.AddrPortFrom(alongFault.Addr(), 7351)
 	f.process = start(ctx, t, "host-a", "$BIN/workload", "memory", "-size", "64MiB", "-threads", "3", "-echo", at.String(), "-ask", "$ASK")
-	f.clients = callAll(t, "client", at, 3)
+	f.clients = dialAll(ctx, t, at, 3)
 	if held != "" {
 		f.held, f.hold = host(t, held).Daemon("agent"), filepath.Join(f.root(held), "run/pagurus/hold")
 		if err := os.WriteFile(f.hold, []byte(point), 0o600); err != nil {

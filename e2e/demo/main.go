@@ -1,9 +1,10 @@
-// Demo shows a move on one machine: it makes a lab of three hosts, starts a
-// program on the first that checks its own memory all the time, moves it from
-// host to host with migratectl, as anybody would, asks the program for its own
-// opinion, and takes the lab down. "make demo" runs it.
+// Demo shows moves on one machine: it makes a lab of three hosts, starts a server on the
+// first (Redis if it is installed, one of its own otherwise) and clients that ask it all
+// the time over connections that they keep, moves the server from host to host with
+// migratectl, as anybody would, tells what the clients have seen of it, and takes the lab
+// down. "make demo" runs it.
 //
-// Exit code 0 means that everything worked and the program found nothing wrong.
+// Exit code 0 means that everything worked and that no client has seen an error.
 package main
 
 import (
@@ -11,27 +12,28 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
+	"os/exec"
 	"os/signal"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/e2e/lab"
 	"github.com/pagurus-project/pagurus/e2e/testbed"
-	"github.com/pagurus-project/pagurus/e2e/workload/verdict"
 )
 
 const (
-	memory  = "256MiB"
-	threads = "4"
+	service = "10.77.0.100/24"
+	port    = 6379
+	clients = 50
 
-	// verdictPatience is for a program that checks all of its memory.
-	verdictPatience = time.Minute
+	// startPatience is how long a server may take until it listens.
+	startPatience = 20 * time.Second
 )
 
-// route is where the program goes, from host-a on.
+// route is where the server goes, from host-a on.
 var route = []string{"host-b", "host-c", "host-a"}
 
 func main() {
@@ -55,49 +57,94 @@ func run(ctx context.Context, out io.Writer) (err error) {
 		err = errors.Join(err, bed.Down(context.WithoutCancel(ctx)))
 	}()
 
-	step(out, fmt.Sprintf("Starting a program on host-a: %s of memory, changed and checked by %s threads", memory, threads))
-	p, err := bed.Start(ctx, "host-a", "$BIN/workload", "memory", "-size", memory, "-threads", threads, "-churn", "-ask", "$ASK")
+	address := netip.MustParsePrefix(service)
+	step(out, fmt.Sprintf("migratectl address add %s --host host-a", service))
+	if err := command(ctx, bed, out, "address", "add", service, "--host", "host-a"); err != nil {
+		return err
+	}
+	s, err := start(ctx, bed, out, address.Addr())
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "  it is process %d\n", p.PID)
+	asking, err := s.connect(ctx, bed)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "  %d clients on another host are connected to it, and ask about once a millisecond\n", len(asking))
 
 	for _, to := range route {
-		step(out, fmt.Sprintf("migratectl move %d --from %s --to %s", p.PID, p.Host, to))
-		move := bed.Command(ctx, "move", fmt.Sprint(p.PID), "--from", p.Host, "--to", to)
-		move.Stdout, move.Stderr = out, os.Stderr
-		// Ctrl-C reaches migratectl as well, which cancels the move and says so.
-		move.Cancel = func() error { return nil }
-		if err := move.Run(); err != nil {
-			return fmt.Errorf("moving process %d from %s to %s: %w", p.PID, p.Host, to, err)
+		step(out, fmt.Sprintf("migratectl move %d --from %s --to %s", s.PID, s.Host, to))
+		seen := asking.During(func() {
+			err = command(ctx, bed, out, "move", fmt.Sprint(s.PID), "--from", s.Host, "--to", to)
+		})
+		if err != nil {
+			return fmt.Errorf("moving process %d from %s to %s: %w", s.PID, s.Host, to, err)
 		}
-		p.Host = to
+		s.Host = to
+		fmt.Fprintf(out, "\n  the clients: %d requests, %d errors, the longest stall was %v\n", seen.Requests, len(seen.Errors), seen.Longest.Round(100*time.Microsecond))
+		if err := errors.Join(seen.Errors...); err != nil {
+			return err
+		}
 	}
-
-	step(out, "Asking the program what it has noticed")
-	asking, cancel := context.WithTimeout(ctx, verdictPatience)
-	defer cancel()
-	v, err := p.Verdict(asking)
-	if err != nil {
-		return err
-	}
-	return judge(out, v)
+	return asking.End()
 }
 
 // step announces what comes next.
 func step(out io.Writer, what string) { fmt.Fprintf(out, "\n» %s\n", what) }
 
-// judge tells what the program says of itself.
-func judge(out io.Writer, v verdict.Verdict) error {
-	var longest int64
-	for _, t := range v.Threads {
-		longest = max(longest, t.LongestPauseNS)
+// command runs migratectl.
+func command(ctx context.Context, bed *testbed.Bed, out io.Writer, args ...string) error {
+	c := bed.Command(ctx, args...)
+	c.Stdout, c.Stderr = out, os.Stderr
+	// Ctrl-C reaches migratectl as well, which cancels a move and says so.
+	c.Cancel = func() error { return nil }
+	return c.Run()
+}
+
+// A server is what is moved.
+type server struct {
+	*testbed.Process
+	at    netip.AddrPort
+	redis bool
+}
+
+// start starts the server.
+func start(ctx context.Context, bed *testbed.Bed, out io.Writer, a netip.Addr) (*server, error) {
+	s := &server{at: netip.AddrPortFrom(a, port)}
+	args := []string{"$BIN/workload", "memory", "-size", "64MiB", "-echo", s.at.String(), "-ask", "$ASK"}
+	what := "a server of our own (Redis is not installed)"
+	if redis, err := exec.LookPath("redis-server"); err == nil {
+		s.redis, what = true, "Redis"
+		args = []string{"sh", "-c", `echo ready; exec "$@"`, "sh", redis, "--bind", a.String(), "--port", fmt.Sprint(port),
+			"--protected-mode", "no", "--save", "", "--appendonly", "yes", "--dir", "$DIR"}
 	}
-	fmt.Fprintf(out, "  process %d runs on %s; it has written %d pages and checked all %d of them\n", v.PID, v.Host, v.Counts["writes"], v.Counts["verified"])
-	fmt.Fprintf(out, "  the longest that one of its threads has noticed standing still: %v\n", time.Duration(longest).Round(100*time.Microsecond))
-	if !v.OK {
-		return fmt.Errorf("the program has found %d problems: %s", len(v.Problems)+v.Unlisted, strings.Join(v.Problems, "; "))
+	step(out, "Starting "+what+" on host-a, at that address")
+	var err error
+	if s.Process, err = bed.Start(ctx, "host-a", args...); err != nil {
+		return nil, err
 	}
-	fmt.Fprintln(out, "  it has found nothing wrong")
-	return nil
+	fmt.Fprintf(out, "  it is process %d\n", s.PID)
+	return s, nil
+}
+
+// connect connects the clients, as soon as the server listens.
+func (s *server) connect(ctx context.Context, bed *testbed.Bed) (all testbed.Clients, err error) {
+	waiting, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	for i := range clients {
+		question := testbed.Line
+		if s.redis {
+			question = increment(fmt.Sprint("client", i))
+		}
+		var c *testbed.Client
+		err := testbed.Await(waiting, "the server to listen", func() (bool, error) {
+			c, err = bed.Dial(waiting, "client", s.at, question)
+			return err == nil, nil
+		})
+		if err != nil {
+			return nil, errors.Join(err, all.Close())
+		}
+		all = append(all, c)
+	}
+	return all, nil
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/tcprepair"
 )
@@ -56,6 +57,14 @@ func eachConnection(m *image.Image, f func(pid, fd int, file *image.File)) {
 
 // hasConnection reports a socket that cannot be read as it is: it takes repair mode.
 func hasConnection(s *tcprepair.Socket) bool { return s.State.Connected() || s.Ended }
+
+// WarnConnections tells what of those of an image begins anew.
+func (d *TreeDump) WarnConnections(m *image.Image) {
+	if n := len(Connections(m)); n > 0 {
+		d.Warn(migrate.CodeRecreated, "nothing has to be done", "of %d TCP connections the kernel hands over all but the congestion window, "+
+			"the estimate of the round-trip time and segments out of order: they begin anew, and the peer sends the last again; who is just connecting does that again", n)
+	}
+}
 
 // DumpConnections reads those of an image for good, in place of what was seen of them
 // before. Their packets are held, and their processes do not run any more: they stay in

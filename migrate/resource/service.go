@@ -3,6 +3,7 @@ package resource
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -57,29 +58,53 @@ func (d *TreeDump) CheckAddressesAlong(along []netip.Prefix, pids []int) error {
 	if len(along) == 0 {
 		return nil
 	}
+	// The tree runs: what it opens or closes between one list and the other looks like
+	// somebody else's, once.
+	const looks = 3
+	foreign, err := foreignSockets(along, pids)
+	for look := 1; look < looks && len(foreign) > 0 && err == nil; look++ {
+		var still map[uint32]string
+		still, err = foreignSockets(along, pids)
+		maps.DeleteFunc(foreign, func(inode uint32, _ string) bool { return still[inode] == "" })
+	}
+	for inode, what := range foreign {
+		d.Block(migrate.CodeAddressInUse, "end what has it, or give it an address of its own", "%s", fmt.Sprintf(what, ownerOf(inode)))
+	}
+	return err
+}
+
+// foreignSockets are those at addresses that go along which processes do not have, by
+// their inodes: what there is to say of each, with a place for who has it.
+func foreignSockets(along []netip.Prefix, pids []int) (map[uint32]string, error) {
 	own, err := socketsOf(pids)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	foreign := make(map[uint32]string)
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		for protocol, list := range map[string]func(uint8) ([]*netlink.Socket, error){"TCP": netlink.SocketDiagTCP, "UDP": netlink.SocketDiagUDP} {
 			sockets, err := list(family)
 			if err != nil {
-				return fmt.Errorf("listing %s sockets: %w", protocol, err)
+				return nil, fmt.Errorf("listing %s sockets: %w", protocol, err)
 			}
 			for _, s := range sockets {
-				local, _ := netip.AddrFromSlice(s.ID.Source)
-				// Without an inode it belongs to nobody any more.
-				at := netip.AddrPortFrom(local.Unmap(), s.ID.SourcePort)
+				// Without an inode it belongs to nobody any more, or yet.
+				at := endpointOf(s.ID.Source, s.ID.SourcePort)
 				if s.INode == 0 || own[s.INode] || !slices.ContainsFunc(along, func(p netip.Prefix) bool { return p.Addr() == at.Addr() }) {
 					continue
 				}
-				d.Block(migrate.CodeAddressInUse, "end what has it, or give it an address of its own",
-					"service address %v would go along, and %s has a %s socket at %v", at.Addr(), ownerOf(s.INode), protocol, at)
+				foreign[s.INode] = fmt.Sprintf("service address %v would go along, and %%s has a %s socket at %v", at.Addr(), protocol, at)
 			}
 		}
 	}
-	return nil
+	if len(foreign) == 0 {
+		return nil, nil
+	}
+	if own, err = socketsOf(pids); err != nil { // opened meanwhile
+		return nil, err
+	}
+	maps.DeleteFunc(foreign, func(inode uint32, _ string) bool { return own[inode] })
+	return foreign, nil
 }
 
 // socketsOf are the inodes of the sockets that processes have.

@@ -96,6 +96,7 @@ func (m *Migration) inspect(ctx context.Context) (*image.Image, error) {
 	}
 	m.withoutScratch(inventory)
 	inventory.Addresses = m.dump.AddressesAlong(inventory, m.config.Addresses, m.config.Options.WithAddresses)
+	m.dump.WarnConnections(inventory)
 	if err := m.dump.CheckAddressesAlong(inventory.Addresses, m.pids()); err != nil {
 		return nil, err
 	}
