@@ -95,7 +95,8 @@ func TestKills(t *testing.T) {
 	for _, instant := range instants {
 		for i, victim := range []string{source, destination, leader} {
 			t.Run(instant.point+" "+victim, func(t *testing.T) {
-				f := newFault(t, instant.flags, instant.held, instant.point)
+				f := newFault(t, instant.held, instant.point)
+				f.begin(instant.flags...)
 				mustServe(t, f.clients, func() {
 					f.await("the migration to be held", f.isHeld)
 					f.mustBe(instant)
@@ -140,7 +141,8 @@ func TestKillsAtRandom(t *testing.T) {
 		victim := []string{source, destination, leader}[i%3]
 		after := time.Duration(random.Int64N(int64(400 * time.Millisecond)))
 		t.Run(fmt.Sprintf("%s after %v", victim, after.Round(time.Millisecond)), func(t *testing.T) {
-			f := newFault(t, nil, "", "")
+			f := newFault(t, "", "")
+			f.begin()
 			mustServe(t, f.clients, func() {
 				<-time.After(after)
 				f.await("the "+victim+" to be back", f.kill(victim))
@@ -153,8 +155,8 @@ func TestKillsAtRandom(t *testing.T) {
 	}
 }
 
-// newFault starts a program and a migration of it, which is held at a point.
-func newFault(t *testing.T, flags []string, held, point string) *fault {
+// newFault starts a program, of which a migration will be held at a point.
+func newFault(t *testing.T, held, point string) *fault {
 	t.Helper()
 	ctx := limit(t, 90*time.Second)
 	for _, h := range bed.Lab.Hosts() {
@@ -175,12 +177,17 @@ func newFault(t *testing.T, flags []string, held, point string) *fault {
 			f.letGo()
 		})
 	}
+	return f
+}
+
+// begin begins the migration.
+func (f *fault) begin(flags ...string) {
+	f.t.Helper()
 	var r migrate.Report
 	f.ask(&r, append([]string{
 		"move", fmt.Sprint(f.process.PID), "--from", "host-a", "--to", "host-b", "--detach",
 	}, flags...)...)
 	f.id = r.ID
-	return f
 }
 
 // ask runs migratectl by way of host-c's agent, which is never held or killed.

@@ -160,7 +160,8 @@ func TestAddressFollowsNot(t *testing.T) {
 		mustBeAt(ctx, t, p, "host-a")
 	})
 	t.Run("taken away in a migration", func(t *testing.T) {
-		f := newFault(t, nil, "host-a", "promised")
+		f := newFault(t, "host-a", "promised")
+		f.begin()
 		f.await("the migration to be held", f.isHeld)
 		out, err := f.command("address", "rm", alongFault.Addr().String()).CombinedOutput()
 		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 2 || !strings.Contains(string(out), f.id) {

@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"io"
 	"net"
+
+	"golang.org/x/sys/unix"
 )
 
 // echo listens by TCP and answers each line with it and the number of lines that have
-// come over that connection by then.
+// come over that connection by then. After the line "enough" it sends no more, and reads
+// on.
 func echo(address string, j *journal) error {
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
@@ -24,7 +27,8 @@ func echo(address string, j *journal) error {
 			}
 			go func() {
 				defer conn.Close()
-				if err := echoAll(conn); err != nil {
+				// A client may break off as it likes.
+				if err := echoAll(conn.(*net.TCPConn)); err != nil && !errors.Is(err, unix.ECONNRESET) {
 					j.problemf("answering %v: %v", conn.RemoteAddr(), err)
 				}
 			}()
@@ -33,7 +37,7 @@ func echo(address string, j *journal) error {
 	return nil
 }
 
-func echoAll(conn io.ReadWriter) error {
+func echoAll(conn *net.TCPConn) error {
 	lines := bufio.NewReader(conn)
 	for n := 1; ; n++ {
 		line, err := lines.ReadString('\n')
@@ -42,6 +46,13 @@ func echoAll(conn io.ReadWriter) error {
 		}
 		if err == nil {
 			_, err = fmt.Fprintf(conn, "%s %d\n", line[:len(line)-1], n)
+		}
+		if err == nil && line == "enough\n" {
+			err = conn.CloseWrite()
+			if err == nil {
+				_, err = io.Copy(io.Discard, lines)
+			}
+			return err
 		}
 		if err != nil {
 			return err
