@@ -48,7 +48,7 @@ var layers = []layer{
 	{"migrate/procfs", []string{"migrate/image"}},
 	{"migrate/dirty", []string{"migrate/image", "migrate/procfs", "pageserver"}},
 	{"migrate/resource", []string{"migrate", "migrate/image", "migrate/procfs", "parasite", "tcprepair"}},
-	{"migrate/source", append(slices.Clone(engine), "tcprepair/hold")},
+	{"migrate/source", engine},
 	{"migrate/target", engine},
 
 	// The daemons.
@@ -71,7 +71,7 @@ var layers = []layer{
 
 var engine = []string{
 	"migrate", "migrate/dirty", "migrate/freezer", "migrate/image", "migrate/procfs", "migrate/resource",
-	"migrate/wire", "pageserver", "parasite", "tcprepair",
+	"migrate/wire", "pageserver", "parasite", "tcprepair", "tcprepair/hold",
 }
 
 // reserved are packages from elsewhere that only some layers know.

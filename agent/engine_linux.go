@@ -92,6 +92,7 @@ func (e *Engines) Slow() error { return e.source.Slow }
 // Close lets go of what migrations share.
 func (e *Engines) Close() error {
 	e.stop()
+	e.target.Close()
 	return e.source.Close()
 }
 

@@ -2,8 +2,6 @@ package source
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -40,18 +38,12 @@ const (
 	lateTake = time.Second
 )
 
-// holdName is the name of a migration's hold, which is short.
-func (m *Migration) holdName() string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%d", m.config.Migration, m.config.Epoch))
-	return hex.EncodeToString(sum[:5])
-}
-
 // prepareHold makes a place to hold the packets to addresses that go along.
 func (m *Migration) prepareHold() error {
 	if len(m.config.Addresses) == 0 {
 		return nil
 	}
-	c := hold.Config{Name: m.holdName()}
+	c := hold.Config{Name: hold.NameOf(fmt.Sprint(m.config.Migration, " ", m.config.Epoch))}
 	devices, err := net.Interfaces()
 	if err != nil {
 		return fmt.Errorf("listing network devices: %w", err)

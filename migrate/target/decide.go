@@ -15,6 +15,7 @@ import (
 
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/resource"
+	"github.com/pagurus-project/pagurus/tcprepair/hold"
 )
 
 // Ran is what came of a COMMIT.
@@ -65,6 +66,9 @@ func (s *Shell) Commit(ctx context.Context) (Ran, error) {
 	}
 	s.ranOnce()
 	_ = os.Remove(s.connectionsFile()) // that it stays harms nobody
+	if s.plan.Addresses {
+		s.host.answerStrays(s.strayName())
+	}
 	r := Ran{Detail: lost}
 	if !s.preparedAt.IsZero() {
 		now := time.Now()
@@ -125,6 +129,9 @@ func (s *Shell) Release(ctx context.Context) error {
 	}
 	errs := []error{s.closeOurs(), s.kill(ctx)}
 	_ = os.Remove(s.connectionsFile()) // there was none, most often
+	if s.plan.Addresses {
+		errs = append(errs, hold.Remove(s.strayName()))
+	}
 	s.gone = true
 	s.ranOnce()
 	if s.conn != nil {

@@ -24,6 +24,11 @@ type Host struct {
 	entry   sync.Mutex    // held by who makes a group until there is somebody in it
 	machine image.Host
 	digests *resource.Digests
+
+	// What goes on for a while after a process has arrived, until alive ends.
+	background sync.WaitGroup
+	alive      context.Context
+	stop       context.CancelFunc
 }
 
 // New looks at the machine. groups is a directory of a cgroup2 file system,
@@ -40,7 +45,15 @@ func New(ctx context.Context, groups, state string) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Host{groups: freezer.At(groups), state: state, machine: machine, digests: resource.NewDigests()}, nil
+	h := &Host{groups: freezer.At(groups), state: state, machine: machine, digests: resource.NewDigests()}
+	h.alive, h.stop = context.WithCancel(context.WithoutCancel(ctx))
+	return h, nil
+}
+
+// Close ends what goes on in the background. All migrations must have ended.
+func (h *Host) Close() {
+	h.stop()
+	h.background.Wait()
 }
 
 // Check compares what a tree needs with what this host has. It changes nothing.
@@ -97,6 +110,7 @@ type Plan struct {
 	PIDs      []int  `json:"pids"`
 	Prepared  bool   `json:"prepared"`  // everything is built, frozen, and does not depend on the agent
 	Committed bool   `json:"committed"` // it may have run
+	Addresses bool   `json:"addresses"` // some come along
 }
 
 // Reserve makes the shell: processes with the right ids, empty and stopped. If
@@ -109,15 +123,20 @@ func (h *Host) Reserve(ctx context.Context, c Config) (s *Shell, blockers, warni
 	if err != nil || len(blockers) > 0 {
 		return nil, blockers, warnings, err
 	}
-	s = &Shell{host: h, config: c, checked: make(map[checkedFile]bool), plan: Plan{Migration: c.Migration, Group: filepath.Join(h.groups.Dir(), c.Migration)}}
+	s = &Shell{host: h, config: c, group: h.groups.Child(c.Migration), checked: make(map[checkedFile]bool)}
+	s.plan = Plan{Migration: c.Migration, Group: s.group.Dir()}
 	for i := range c.Inventory.Processes {
 		s.plan.PIDs = append(s.plan.PIDs, c.Inventory.Processes[i].PID)
 	}
+	s.plan.Addresses = len(c.Inventory.Addresses) > 0
 	s.noteChecked(c.Inventory.Files)
 	if err := s.save(); err != nil {
 		return nil, nil, warnings, err
 	}
-	if err = s.make(ctx, h); err != nil {
+	if err = s.dropStrays(c.Inventory.Addresses); err == nil {
+		err = s.make(ctx, h)
+	}
+	if err != nil {
 		err = errors.Join(err, s.Release(context.WithoutCancel(ctx)))
 		if conflict, ok := errors.AsType[*pidTakenError](err); ok {
 			return nil, []migrate.Finding{migrate.Findingf(migrate.CodePIDTaken, "try again, or choose another host", "%s", conflict)}, warnings, nil

@@ -56,7 +56,6 @@ func (s *Shell) save() error { return s.config.Save(s.plan) }
 
 // make makes all processes with all threads of the inventory.
 func (s *Shell) make(ctx context.Context, h *Host) error {
-	s.group = h.groups.Child(s.config.Migration)
 	s.ran = make(chan struct{})
 	s.tracer = parasite.NewTracer()
 	s.memory = newMemory()

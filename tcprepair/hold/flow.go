@@ -1,6 +1,8 @@
 package hold
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -30,12 +32,15 @@ var namePattern = regexp.MustCompile(`^[a-z0-9]{1,10}$`)
 // ErrInvalid says that a configuration makes no sense.
 var ErrInvalid = errors.New("invalid hold")
 
+// NameOf makes a name of something longer.
+func NameOf(what string) string {
+	sum := sha256.Sum256([]byte(what))
+	return hex.EncodeToString(sum[:5])
+}
+
 func (c *Config) validate() error {
 	if !namePattern.MatchString(c.Name) {
 		return fmt.Errorf("%w: its name is %q", ErrInvalid, c.Name)
-	}
-	if len(c.Devices) == 0 {
-		return fmt.Errorf("%w: no devices", ErrInvalid)
 	}
 	for _, f := range c.Flows {
 		local, remote := f.Local.Addr().Unmap(), f.Remote.Addr().Unmap()

@@ -48,6 +48,9 @@ func Prepare(c Config) (*Hold, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
+	if len(c.Devices) == 0 {
+		return nil, fmt.Errorf("%w: no devices", ErrInvalid)
+	}
 	h := &Hold{config: c, more: make(chan struct{})}
 	var err error
 	if h.device, err = h.pair(); err != nil {
@@ -195,7 +198,7 @@ func (h *Hold) take() [][]byte {
 func (h *Hold) Deliver(ctx context.Context) error {
 	sender, err := newSender()
 	if err != nil {
-		return errors.Join(err, h.LetOut(), letThrough(h.config.Name, incoming))
+		return errors.Join(err, letThrough(h.config.Name, outgoing), letThrough(h.config.Name, incoming))
 	}
 	defer sender.close()
 	// The answers may go out. New packets come while old ones are delivered: they
@@ -213,11 +216,13 @@ func (h *Hold) Deliver(ctx context.Context) error {
 			err = h.await(ctx, held)
 		}
 	}
-	return errors.Join(append(errs, err, sender.deliver(h.take()))...)
+	return errors.Join(append(errs, err, sender.deliver(h.take()), letThrough(h.config.Name, outgoing))...)
 }
 
-// LetOut ends the dropping of what this host sends. It may be called during Forward.
-func (h *Hold) LetOut() error { return letThrough(h.config.Name, outgoing) }
+// LetOut ends the dropping of what this host sends, but for resets that answer segments
+// without a socket: one that was held may come when the connection has ended, as later
+// ones overtake it. It may be called during Forward.
+func (h *Hold) LetOut() error { return letOut(&h.config) }
 
 // Forward gives what is held, and what still comes, to the host that has the
 // addresses by now, until nothing has come for a while, or the context ends, or one of
@@ -287,6 +292,27 @@ func (h *Hold) await(ctx context.Context, held int) error {
 			return fmt.Errorf("%d of %d held packets were lost: %w", held-seen, held, ctx.Err())
 		}
 	}
+}
+
+// DropStrays keeps this host from answering segments without a socket at these addresses,
+// until Remove with the name. It is for the host that has the addresses when another one
+// has held their packets: those may come when the connections have ended, as later ones
+// overtake them. It outlives the process.
+func DropStrays(name string, addresses []netip.Addr) error {
+	c := Config{Name: name}
+	for _, a := range addresses {
+		c.Flows = append(c.Flows, Flow{Local: netip.AddrPortFrom(a, 0)})
+	}
+	if err := c.validate(); err != nil {
+		return err
+	}
+	if err := install(&c, 0); err != nil {
+		return err
+	}
+	if err := letOut(&c); err != nil {
+		return errors.Join(err, Remove(name))
+	}
+	return nil
 }
 
 // Close lets new packets through and forgets what is held. It takes about a tenth of a

@@ -46,6 +46,7 @@ type stage string
 const (
 	handshakes stage = "-syn" // segments that begin a connection
 	everything stage = ""
+	strays     stage = "-rst" // of what goes out: resets that answer segments without a socket
 )
 
 // install puts rules in that match nothing yet. Packets that are to be held go to
@@ -83,11 +84,13 @@ func install(c *Config, device int) error {
 				conn.AddRule(&nftables.Rule{Table: in, Chain: chain, Exprs: slices.Concat(fresh, f.match(set, width, incoming), stage.match(), keep)})
 			}
 		}
-		set := f.set(out, width, everything)
-		if err := conn.AddSet(set, nil); err != nil {
-			return err
+		for _, stage := range []stage{everything, strays} {
+			set := f.set(out, width, stage)
+			if err := conn.AddSet(set, nil); err != nil {
+				return err
+			}
+			conn.AddRule(&nftables.Rule{Table: out, Chain: output, Exprs: slices.Concat(f.match(set, width, outgoing), stage.match(), drop)})
 		}
-		conn.AddRule(&nftables.Rule{Table: out, Chain: output, Exprs: append(f.match(set, width, outgoing), drop...)})
 	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("installing the firewall's rules: %w", err)
@@ -116,15 +119,21 @@ func (c *Config) kinds() iter.Seq2[*sets, width] {
 
 // match ends a rule with what a stage is about.
 func (s stage) match() []expr.Any {
-	if s == everything {
-		return nil
-	}
-	// Of the flags, of which the first two are not looked at (RFC 9293, 3.1).
+	// Of the flags (RFC 9293, 3.1) those that are looked at, and those that are set.
 	const flags, fin, syn, rst, ack = 13, 1 << 0, 1 << 1, 1 << 2, 1 << 4
+	var mask, value byte
+	switch s {
+	case everything:
+		return nil
+	case handshakes:
+		mask, value = fin|syn|rst|ack, syn
+	case strays: // other resets acknowledge something (RFC 9293, 3.5.2)
+		mask, value = rst|ack, rst
+	}
 	return []expr.Any{
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: flags, Len: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{fin | syn | rst | ack}, Xor: []byte{0}},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{syn}},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{mask}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{value}},
 	}
 }
 
@@ -148,6 +157,25 @@ func begin(c *Config, s stage) error {
 	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("filling the firewall's sets: %w", err)
+	}
+	return nil
+}
+
+// letOut makes the rules for what goes out match but strays, at once.
+func letOut(c *Config) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	out := table(c.Name, outgoing)
+	for f, width := range c.kinds() {
+		conn.FlushSet(f.set(out, width, everything))
+		if err := conn.SetAddElements(f.set(out, width, strays), f.elements(c.Flows, width, outgoing)); err != nil {
+			return err
+		}
+	}
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("letting packets out: %w", err)
 	}
 	return nil
 }
