@@ -54,7 +54,7 @@ var layers = []layer{
 	// The daemons.
 	{"agent/...", []string{
 		"agent/...", "coordinator/logline", "coordinator/member", "migrate/...", "pageserver", "parasite",
-		"proto/migrate/...", "tcprepair", "trust",
+		"proto/migrate/...", "tcprepair", "tcprepair/hold", "trust",
 	}},
 	{"coordinator/logline", nil},
 	{"coordinator/member", []string{"coordinator/logline", "trust"}},

@@ -95,9 +95,7 @@ func Start(c Config) (_ *Agent, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.sweep(entries); err != nil {
-		return nil, err
-	}
+	a.sweep(entries)
 	if err := a.undoInspections(); err != nil {
 		return nil, err
 	}
@@ -373,16 +371,21 @@ func (a *Agent) tidy() {
 	}
 }
 
-// sweep takes away what an agent that died has left of migrations that were over.
-func (a *Agent) sweep(entries []entry) error {
-	var plans []json.RawMessage
+// sweep takes away what an agent that died has left of migrations that were over. That is
+// no reason not to start: others may wait.
+func (a *Agent) sweep(entries []entry) {
+	var leaving []json.RawMessage
+	var arriving []string
 	for _, e := range entries {
-		if e.Side == migrate.SideSource && e.Outcome == "" && e.Plan != nil {
-			plans = append(plans, e.Plan)
+		switch {
+		case e.Outcome != "":
+		case e.Side == migrate.SideTarget:
+			arriving = append(arriving, e.Migration)
+		case e.Plan != nil:
+			leaving = append(leaving, e.Plan)
 		}
 	}
-	if err := a.config.Source.Sweep(plans); err != nil {
-		return fmt.Errorf("taking away what is left of earlier migrations: %w", err)
+	if err := a.config.Source.Sweep(leaving, arriving); err != nil {
+		a.logger.Warn("taking away what is left of earlier migrations", keyError, err)
 	}
-	return nil
 }

@@ -21,9 +21,9 @@ type Source interface {
 	Start(ctx context.Context, c SourceConfig) (Outgoing, error)
 	// Recover takes up what an agent that died has left, by its last plan.
 	Recover(ctx context.Context, plan json.RawMessage, save func(plan json.RawMessage) error) (Outgoing, error)
-	// Sweep takes away what an agent that died has left of migrations that were over,
-	// but for those with these plans, which are not.
-	Sweep(plans []json.RawMessage) error
+	// Sweep takes away what an agent that died has left of migrations that were over. Those
+	// that are not have these plans, if they go away from here, or come here.
+	Sweep(leaving []json.RawMessage, arriving []string) error
 }
 
 // An Inspection is what the source knows of a process tree.
@@ -82,7 +82,7 @@ type SourceEvents interface {
 	Progress(p migrate.Progress)
 	// Frozen is called after the process has been stopped for good.
 	Frozen()
-	// Unfrozen is called before it goes on all the same, for a while.
+	// Unfrozen is called when it goes on all the same, for a while.
 	Unfrozen()
 	// Promise is called when the destination is prepared. Once it has returned
 	// nil the source is bound: only the log decides. With an error the

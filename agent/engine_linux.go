@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/source"
 	"github.com/pagurus-project/pagurus/migrate/target"
+	"github.com/pagurus-project/pagurus/tcprepair/hold"
 )
 
 // Engines are the two halves of migrations on this machine.
@@ -162,15 +164,29 @@ func (s sourceEngine) Recover(ctx context.Context, plan json.RawMessage, save fu
 	return outgoingMigration{m}, nil
 }
 
-func (s sourceEngine) Sweep(plans []json.RawMessage) error {
-	keep := make([]source.Plan, len(plans))
-	for i, plan := range plans {
-		var err error
-		if keep[i], err = planOf[source.Plan](plan); err != nil {
+func (s sourceEngine) Sweep(leaving []json.RawMessage, arriving []string) error {
+	var keep []string
+	for _, migration := range arriving {
+		keep = append(keep, target.StrayName(migration))
+	}
+	for _, plan := range leaving {
+		p, err := planOf[source.Plan](plan)
+		if err != nil {
 			return err
 		}
+		keep = append(keep, p.Hold)
 	}
-	return s.host.Sweep(keep)
+	names, err := hold.Names()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range names {
+		if !slices.Contains(keep, name) {
+			errs = append(errs, hold.Remove(name))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 type outgoingMigration struct{ *source.Migration }

@@ -249,7 +249,7 @@ func (s fakeSource) Start(ctx context.Context, c SourceConfig) (Outgoing, error)
 	return &fakeOutgoing{machine: s.machine, config: c, pid: c.PID}, nil
 }
 
-func (fakeSource) Sweep([]json.RawMessage) error { return nil }
+func (fakeSource) Sweep([]json.RawMessage, []string) error { return nil }
 
 func (s fakeSource) Recover(ctx context.Context, plan json.RawMessage, _ func(json.RawMessage) error) (Outgoing, error) {
 	var p fakePlan

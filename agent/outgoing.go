@@ -295,7 +295,7 @@ func (o *outgoing) resume(why func(*entry)) {
 // dispose ends the frozen copy: the process runs at the destination.
 func (o *outgoing) dispose() {
 	o.agent.journal.hold(holdDisposing)
-	e := o.is()
+	e, disposed := o.is(), false
 	done := o.persist("ending the frozen copy", nil, func(ctx context.Context) error {
 		// Without its address nobody here refuses what comes in late, and what was held
 		// goes to where it is.
@@ -307,10 +307,11 @@ func (o *outgoing) dispose() {
 		if err := o.recoverEngine(ctx); err != nil {
 			return err
 		}
-		if o.migration != nil {
+		if o.migration != nil && !disposed {
 			if err := o.migration.Dispose(ctx); err != nil {
 				return err
 			}
+			disposed = true
 		}
 		if len(e.Addresses) > 0 { // that takes long, and clients wait for the other
 			return o.agent.addresses.speak(e.Migration, e.Addresses)

@@ -76,7 +76,7 @@ func TestBothMove(t *testing.T) {
 	server := start(ctx, t, "host-a", "$BIN/workload", "memory", "-size", "16MiB", "-echo", at.String(), "-ask", "$ASK")
 	client := startTalker(ctx, t, "host-b", netip.AddrPortFrom(there.Addr(), 0), at, false)
 	next := map[string]string{"host-a": "host-b", "host-b": "host-c", "host-c": "host-a"}
-	for range 2 * trips {
+	for range 3 * len(next) { // so that everybody is where they were
 		client.mustGoOn(ctx, t)
 		var moving sync.WaitGroup
 		for _, p := range []*testbed.Process{server, client.Process} {

@@ -96,11 +96,11 @@ func (r *TreeRestore) restoreConnections() error {
 	if r.connections != nil {
 		return nil
 	}
-	r.connections = make(map[*image.File]int)
 	var err error
 	if r.restorer, err = tcprepair.NewRestorer(); err != nil {
 		return err
 	}
+	r.connections = make(map[*image.File]int)
 	var mu sync.Mutex
 	group := errgroup.Group{}
 	group.SetLimit(runtime.GOMAXPROCS(0))
@@ -123,7 +123,10 @@ func (r *TreeRestore) restoreTCP(f *image.File) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return fd, setStatusFlags(fd, f.Flags)
+	if err := setStatusFlags(fd, f.Flags); err != nil {
+		return 0, errors.Join(err, unix.Close(fd))
+	}
+	return fd, nil
 }
 
 // ResumeConnections makes connections go on where DumpConnections may have read them,
@@ -171,6 +174,9 @@ func forEach(all []Connection, f func(fd int, s *tcprepair.Socket) error) (faile
 // LoadConnections reads them back. Without any there is no file.
 func SaveConnections(path string, all []Connection) error {
 	if len(all) == 0 {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("keeping connections: %w", err)
+		}
 		return nil
 	}
 	data, err := cbor.Marshal(all)

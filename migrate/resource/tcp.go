@@ -86,11 +86,21 @@ func dumpTCP(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(wha
 	case s.Ended && !d.isAlong(s.Local.Addr()):
 		refuse(fmt.Sprintf("a TCP socket at %v, which is no service address, whose connection has ended", s.Local), hint)
 		return nil
+	case hasConnection(s) && boundToDevice(fd):
+		refuse(fmt.Sprintf("a TCP connection of %v that is bound to a device", s.Local), "close it before the move")
+		return nil
 	case waiting > 0 && d.Inspect: // they may have been accepted by the time of the freeze
 		d.Warn(migrate.CodeDescriptor, "let the program accept them first", "%d connections wait in descriptor %d of process %d, which listens at %v", waiting, o.fd, d.Proc.PID, s.Local)
 	}
 	f.Kind, f.TCP = image.FileTCP, s
 	return nil
+}
+
+// boundToDevice reports a socket that gets nothing by another device (SO_BINDTODEVICE):
+// what was held comes by the loopback device.
+func boundToDevice(fd int) bool {
+	device, err := unix.GetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE)
+	return err == nil && device != ""
 }
 
 // inOwnNetwork reports a socket of this process's network namespace.

@@ -18,9 +18,10 @@ import (
 // migration:
 //
 //	prepareHold            a place to hold packets; nothing is held
-//	settleConnections      what the program has closed comes to its end, new connections
-//	                       are held, those that have begun come to be
-//	beginHold              beside the dump: all packets are held
+//	settleConnections      what the program has closed long ago comes to its end, new
+//	                       connections are held, those that have begun come to be
+//	beginHold              it is stopped, what it has closed by now comes to its end; then,
+//	                       beside the dump, all packets are held
 //	mustBeSettled          it is still so
 //	dumpConnections        the tree does not run any more: sockets are read, in repair mode
 //	├─ resumeConnections   it runs on: out of repair mode, before the first thread runs,
@@ -31,6 +32,9 @@ const (
 	// closedTake is how long connections may take to end that the program has closed.
 	// A client can be slow with reading.
 	closedTake = 10 * time.Second
+	// closingTakes is the same for those that it closes just before it is stopped: some
+	// round trips, for which it stands still.
+	closingTakes = 100 * time.Millisecond
 	// handshakesTake is the same for those that have begun: several round trips, and
 	// less than what lets a client that waits send its SYN again.
 	handshakesTake = 200 * time.Millisecond
@@ -69,15 +73,22 @@ func (m *Migration) settleConnections(ctx context.Context) error {
 	if m.hold == nil {
 		return nil
 	}
-	closed := func(u resource.Unsettled) []string { return u.Closed }
-	if left, err := m.untilSettled(ctx, closedTake, closed); err != nil || len(left) > 0 {
+	u, err := resource.FindUnsettled(m.config.Addresses, nil)
+	if err != nil {
+		return err
+	}
+	// Others may be closed all the time.
+	slow := func(now resource.Unsettled) []string {
+		return slices.DeleteFunc(now.Closed, func(c string) bool { return !slices.Contains(u.Closed, c) })
+	}
+	if left, err := m.untilSettled(ctx, closedTake, slow); err != nil || len(left) > 0 {
 		return errors.Join(err, unsettledError("connections that the process has closed have not come to their end", left))
 	}
 	if err := m.hold.BeginHandshakes(); err != nil {
 		return fmt.Errorf("holding new connections: %w", err)
 	}
 	// A client that does not answer is not waited for.
-	_, err := m.untilSettled(ctx, handshakesTake, func(u resource.Unsettled) []string { return append(u.Handshakes, u.Waiting...) })
+	_, err = m.untilSettled(ctx, handshakesTake, func(u resource.Unsettled) []string { return append(u.Handshakes, u.Waiting...) })
 	return err
 }
 
@@ -109,14 +120,20 @@ func unsettledError(what string, left []string) error {
 	return fmt.Errorf("%s: %s, %d in all", what, strings.Join(left[:min(len(left), 3)], ", "), len(left))
 }
 
-// beginHold holds all packets, in the background.
-func (m *Migration) beginHold() {
+// beginHold holds all packets, in the background. What the program has closed until now
+// may still come to its end before: no more is closed while it stands still.
+func (m *Migration) beginHold(ctx context.Context) error {
 	if m.hold == nil {
-		return
+		return nil
+	}
+	_, err := m.untilSettled(ctx, closingTakes, func(u resource.Unsettled) []string { return u.Closed })
+	if err != nil {
+		return err
 	}
 	begun := make(chan error, 1)
 	m.begun = begun
 	go func() { begun <- m.hold.Begin() }()
+	return nil
 }
 
 func (m *Migration) awaitBegun() error {
@@ -163,30 +180,24 @@ func (m *Migration) dumpConnections() error {
 	return resource.DumpConnections(m.image)
 }
 
-// resumeConnections takes the sockets out of repair mode, as long as the tree stands
-// still: once it runs, that has been done, and they are the program's. From then on the
-// host sends what they have to say.
-func (m *Migration) resumeConnections() error {
+// resumeConnections takes the sockets out of repair mode. The tree stands still, and has
+// not run since they were read: later they are the program's.
+func (m *Migration) resumeConnections() {
+	gone := func(c resource.Connection) bool { return !slices.Contains(m.pids(), c.PID) }
+	here := slices.DeleteFunc(slices.Clone(m.plan.Connections), gone)
+	m.lose("connections lost: ", resource.ResumeConnections(here)...)
 	m.letOut()
-	if !m.grouped || len(m.plan.Connections) == 0 {
-		return nil
-	}
-	frozen, err := m.group.Frozen()
-	if err != nil {
-		return err
-	}
-	runs := func(p *process) bool { return p.stopped == nil }
-	if frozen || !slices.ContainsFunc(m.processes, runs) { // they are held by ptrace, then
-		m.lose("connections lost: ", resource.ResumeConnections(m.plan.Connections)...)
-	}
-	return nil
 }
 
-// letOut ends the dropping of what the tree sends, before it runs again.
+// letOut ends the dropping of what the tree sends, before it runs again. What fails is
+// tried again when the hold is ended.
 func (m *Migration) letOut() {
 	_ = m.awaitBegun() // was told before, or is of no interest
-	if m.hold != nil {
-		_ = m.hold.LetOut() // Deliver tries it again
+	switch {
+	case m.hold != nil:
+		_ = m.hold.LetOut()
+	case m.plan.Hold != "": // of an agent that has taken what was held along
+		_ = hold.LetThrough(m.plan.Hold)
 	}
 }
 
@@ -203,7 +214,7 @@ func (m *Migration) deliverHeld(ctx context.Context) {
 func (m *Migration) endHold() error {
 	if h := m.hold; h != nil {
 		m.hold, m.plan.Hold = nil, ""
-		m.host.inBackground(h.Close)
+		m.host.inBackground(func() error { return m.host.persistently(h.Close) })
 	}
 	if m.plan.Hold == "" {
 		return nil
@@ -216,22 +227,9 @@ func (m *Migration) endHold() error {
 func (m *Migration) forwardHeld() {
 	if h := m.hold; h != nil {
 		m.hold, m.plan.Hold, m.forwarding = nil, "", h
-		m.host.inBackground(func() error { return h.Forward(m.host.alive, lateTake) })
+		m.host.inBackground(func() error {
+			err := h.Forward(m.host.alive, lateTake)
+			return errors.Join(err, m.host.persistently(h.Close))
+		})
 	}
-}
-
-// Sweep takes away what holds of an agent that died there are, but for those of plans
-// that are to be recovered.
-func (h *Host) Sweep(keep []Plan) error {
-	names, err := hold.Names()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, name := range names {
-		if !slices.ContainsFunc(keep, func(p Plan) bool { return p.Hold == name }) {
-			errs = append(errs, hold.Remove(name))
-		}
-	}
-	return errors.Join(errs...)
 }

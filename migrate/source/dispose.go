@@ -47,8 +47,12 @@ func (m *Migration) Dispose(ctx context.Context) error {
 	}
 	if m.forwarding != nil { // the address may come back
 		errs = append(errs, m.forwarding.LetOut())
+		m.forwarding = nil
 	}
-	errs = append(errs, m.endHold(), m.thaw(), m.leave(ctx))
+	if err := m.endHold(); err != nil { // to be tried again
+		return fmt.Errorf("disposing of the source's copy: %w", errors.Join(append(errs, err)...))
+	}
+	errs = append(errs, m.thaw(), m.leave(ctx))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("disposing of the source's copy: %w", err)
 	}

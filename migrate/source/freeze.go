@@ -85,8 +85,10 @@ func (m *Migration) standStill(ctx context.Context, heard *replies, events Event
 		return errors.Join(m.checkTree(), err)
 	}
 	m.still = true
-	m.beginHold()
 	events.Frozen()
+	if err := m.beginHold(ctx); err != nil {
+		return err
+	}
 	if err := m.checkTree(); err != nil {
 		return err
 	}

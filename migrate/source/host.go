@@ -95,6 +95,22 @@ func (h *Host) Close() error {
 	return errors.Join(h.failed, h.readers.Flags.Close(), h.readers.Sleeps.Close())
 }
 
+// persistently does something until it does not fail, or for some tries.
+func (h *Host) persistently(do func() error) error {
+	const tries, pause = 10, time.Second
+	for try := 1; ; try++ {
+		err := do()
+		if err == nil || try == tries {
+			return err
+		}
+		select {
+		case <-h.alive.Done():
+			return err
+		case <-time.After(pause):
+		}
+	}
+}
+
 // inBackground does something that nobody waits for before Close, which tells if it has
 // failed.
 func (h *Host) inBackground(do func() error) {

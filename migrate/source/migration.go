@@ -55,7 +55,7 @@ type Events interface {
 	// Frozen is called right after the process was stopped for good. It must
 	// not block.
 	Frozen()
-	// Unfrozen is called before it goes on after that, to be stopped once more.
+	// Unfrozen is called when it goes on after that, to be stopped once more.
 	Unfrozen()
 	// Promise is called when the destination is prepared and before Run returns
 	// without an error. Its error must mean that nothing was promised.

@@ -72,8 +72,8 @@ func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 	if err := m.catch(ctx); err != nil {
 		return m.resumed, fmt.Errorf("resuming the process: %w", err)
 	}
-	if err := m.resumeConnections(); err != nil {
-		return m.resumed, fmt.Errorf("resuming the process: %w", err)
+	if !m.recovered { // catch has done that otherwise, if it was still to be done
+		m.resumeConnections()
 	}
 	if err := m.thaw(); err != nil {
 		return m.resumed, fmt.Errorf("resuming the process: %w", err)
@@ -107,7 +107,10 @@ func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 		m.resumed.PhasesMS = m.Measured().PhasesMS
 	}
 	m.deliverHeld(ctx)
-	errs = append(errs, m.endHold(), m.leave(ctx))
+	if err := m.endHold(); err != nil { // to be tried again
+		return m.resumed, fmt.Errorf("resuming the process: %w", errors.Join(append(errs, err)...))
+	}
+	errs = append(errs, m.leave(ctx))
 	if err := errors.Join(errs...); err != nil {
 		return m.resumed, fmt.Errorf("resuming the process: %w", err)
 	}
@@ -303,6 +306,9 @@ func (m *Migration) catch(ctx context.Context) error {
 	}
 	if m.caught.IsZero() {
 		m.caught = time.Now()
+	}
+	if frozen { // what follows may let it run for moments
+		m.resumeConnections()
 	}
 	if err = m.mend(ctx); err == nil {
 		return nil

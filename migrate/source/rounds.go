@@ -116,8 +116,9 @@ func (m *Migration) run(ctx context.Context, heard *replies, events Events) erro
 		if !errors.Is(err, resource.ErrTryAgain) || try == tries {
 			break
 		}
+		err = m.unfreeze(ctx)
 		events.Unfrozen()
-		if err := m.unfreeze(ctx); err != nil {
+		if err != nil {
 			return err
 		}
 		start = time.Now()

@@ -15,7 +15,6 @@ import (
 
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/resource"
-	"github.com/pagurus-project/pagurus/tcprepair/hold"
 )
 
 // Ran is what came of a COMMIT.
@@ -35,6 +34,7 @@ type Ran struct {
 // says the same. The addresses that go along are the host's by now.
 func (s *Shell) Commit(ctx context.Context) (Ran, error) {
 	if s.gone {
+		s.tidy()
 		return s.attest(), nil
 	}
 	if !s.plan.Prepared {
@@ -48,6 +48,7 @@ func (s *Shell) Commit(ctx context.Context) (Ran, error) {
 	if len(pids) == 0 {
 		// Somebody killed it. Unless the plan says otherwise it was never thawed.
 		s.gone = true
+		s.tidy()
 		return s.attest(), nil
 	}
 	if !s.plan.Committed {
@@ -65,10 +66,7 @@ func (s *Shell) Commit(ctx context.Context) (Ran, error) {
 		return Ran{}, fmt.Errorf("resuming the process: %w", err)
 	}
 	s.ranOnce()
-	_ = os.Remove(s.connectionsFile()) // that it stays harms nobody
-	if s.plan.Addresses {
-		s.host.answerStrays(s.strayName())
-	}
+	s.tidy()
 	r := Ran{Detail: lost}
 	if !s.preparedAt.IsZero() {
 		now := time.Now()
@@ -97,6 +95,14 @@ func (s *Shell) activate() (lost string, err error) {
 		lost = "connections lost: " + strings.ReplaceAll(errors.Join(all...).Error(), "\n", "; ")
 	}
 	return lost, nil
+}
+
+// tidy takes away what was needed until the decision: late segments soon.
+func (s *Shell) tidy() {
+	_ = os.Remove(s.connectionsFile()) // may not be there
+	if s.plan.Addresses {
+		s.host.answerStrays(s.strayName())
+	}
 }
 
 // connectionsFile keeps what has to be known of connections until they live.
@@ -128,10 +134,7 @@ func (s *Shell) Release(ctx context.Context) error {
 		return errors.New("the process runs here: it cannot be removed")
 	}
 	errs := []error{s.closeOurs(), s.kill(ctx)}
-	_ = os.Remove(s.connectionsFile()) // there was none, most often
-	if s.plan.Addresses {
-		errs = append(errs, hold.Remove(s.strayName()))
-	}
+	s.tidy()
 	s.gone = true
 	s.ranOnce()
 	if s.conn != nil {

@@ -186,8 +186,10 @@ func (h *Host) Recover(ctx context.Context, plan Plan, save func(Plan) error) (*
 			return nil, fmt.Errorf("removing an unfinished shell: %w", err)
 		}
 	}
-	if s.connections, err = resource.LoadConnections(s.connectionsFile()); err != nil {
-		return nil, err
+	if plan.Prepared {
+		if s.connections, err = resource.LoadConnections(s.connectionsFile()); err != nil {
+			return nil, err
+		}
 	}
 	s.gone = len(pids) == 0 || !plan.Prepared
 	return s, nil

@@ -12,10 +12,14 @@ import (
 // them on when it hears that the process runs here. Connections may have ended by then,
 // and nobody is to be told that they are not known.
 
-// strayFor is how long such segments are waited for: longer than the source sends them on.
+// strayFor is how long such segments are waited for: longer than it takes until the
+// source sends them on, if nothing goes wrong.
 const strayFor = 2 * time.Second
 
-func (s *Shell) strayName() string { return hold.NameOf(s.config.Migration + " arriving") }
+func (s *Shell) strayName() string { return StrayName(s.config.Migration) }
+
+// StrayName is the name of a migration's rules for that (package hold).
+func StrayName(migration string) string { return hold.NameOf(migration + " arriving") }
 
 // dropStrays begins not to answer them. The addresses are not here yet.
 func (s *Shell) dropStrays(along []netip.Prefix) error {

@@ -1,16 +1,18 @@
 // Package hold keeps the packets of some connections back while nobody is there
 // to take them, and delivers them afterwards, in order.
 //
-// A packet that comes in for one of them is neither delivered nor lost: one
+// A packet that comes in for one of them is neither delivered nor lost: a
 // firewall rule at the device's ingress sends it into a pair of virtual devices
-// and drops it there and then. The far end of the pair lies in a network
+// and drops it there and then. The rules look flows up in sets, which are empty at
+// first: to fill one is to begin (BeginHandshakes, Begin). The far end of the pair lies in a network
 // namespace that nothing else lives in, where it is captured. What the host
 // itself would send for one of the connections is dropped.
 //
 //	           device            rule                        pair, captured
 //	peer ──────▶ eth0 ──▶ ingress: dup to pgh0, drop ──▶ pgh0 ═══ pgh1 ──▶ Hold
 //	                                                                        │
-//	           socket ◀── local delivery, by a raw socket ◀───── Deliver ◀──┘
+//	           socket ◀── local delivery, by a raw socket ◀───── Deliver ◀──┤
+//	another host that has the address by now ◀────────────────── Forward ◀──┘
 //
 // The rule outlives this process: should it die, packets are dropped from then
 // on, which TCP recovers from, and nobody is answered with a reset. Remove takes

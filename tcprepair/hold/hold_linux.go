@@ -28,7 +28,7 @@ const (
 const mostBytes = 256 << 20
 
 // A Hold keeps packets back from Begin until Deliver, Forward or Close. One goroutine at
-// a time uses it.
+// a time uses it, but for LetOut.
 type Hold struct {
 	config  Config
 	device  int // the near end
@@ -159,17 +159,18 @@ func (h *Hold) read() {
 		if err != nil {
 			return
 		}
-		packet, ok := segment(buf[:n])
-		if !ok {
-			continue
+		if !isTCP(buf[:n]) {
+			continue // nothing that the rules have held
 		}
+		packet, ok := segment(buf[:n])
 		h.mu.Lock()
 		h.seen++
 		close(h.more)
 		h.more = make(chan struct{})
-		if h.bytes+n > mostBytes {
+		switch {
+		case !ok || h.bytes+n > mostBytes:
 			h.lost++
-		} else {
+		default:
 			h.packets = append(h.packets, bytes.Clone(packet))
 			h.bytes += n
 		}
@@ -205,7 +206,8 @@ func (h *Hold) Deliver(ctx context.Context) error {
 	// are let through when there are few, and those that are on their way to us
 	// come last.
 	errs := []error{h.LetOut()}
-	for packets := h.take(); len(packets) > 0 && ctx.Err() == nil; packets = h.take() {
+	begun := time.Now()
+	for packets := h.take(); len(packets) > 0 && time.Since(begun) < deliverFor; packets = h.take() {
 		errs = append(errs, sender.deliver(packets))
 	}
 	err = letThrough(h.config.Name, incoming)
@@ -219,6 +221,15 @@ func (h *Hold) Deliver(ctx context.Context) error {
 	return errors.Join(append(errs, err, sender.deliver(h.take()), letThrough(h.config.Name, outgoing))...)
 }
 
+// deliverFor is how long it is tried to come to an end with what comes meanwhile.
+const deliverFor = 100 * time.Millisecond
+
+// LetThrough makes a hold of this name, of a process that died, hold nothing any more.
+// What it has held is lost. Remove takes it away, which takes longer.
+func LetThrough(name string) error {
+	return errors.Join(letThrough(name, outgoing), letThrough(name, incoming))
+}
+
 // LetOut ends the dropping of what this host sends, but for resets that answer segments
 // without a socket: one that was held may come when the connection has ended, as later
 // ones overtake it. It may be called during Forward.
@@ -226,25 +237,31 @@ func (h *Hold) LetOut() error { return letOut(&h.config) }
 
 // Forward gives what is held, and what still comes, to the host that has the
 // addresses by now, until nothing has come for a while, or the context ends, or one of
-// them is here again. Until LetOut this host sends nothing in their name. The hold is
-// closed.
-func (h *Hold) Forward(ctx context.Context, quiet time.Duration) error {
+// them is here again, or half a minute has gone by. Until LetOut this host sends nothing
+// in their name. It tells the first thing that has failed.
+func (h *Hold) Forward(ctx context.Context, quiet time.Duration) (failed error) {
 	sender, err := newSender()
 	if err != nil {
-		return errors.Join(err, h.Close())
+		return err
 	}
 	defer sender.close()
-	var errs []error
+	ctx, cancel := context.WithTimeout(ctx, forwardAtMost)
+	defer cancel()
+	note := func(err error) {
+		if failed == nil {
+			failed = err
+		}
+	}
 	timer := time.NewTimer(quiet)
 	defer timer.Stop()
 	for waiting := true; waiting; {
 		more := h.awaited()
 		if packets := h.take(); len(packets) > 0 {
-			errs = append(errs, sender.deliver(packets)) // may be local ones, too
+			note(sender.deliver(packets)) // may be local ones, too
 			timer.Reset(quiet)
 		}
 		if slices.ContainsFunc(h.config.Flows, func(f Flow) bool { return isLocal(f.Local.Addr().Unmap()) }) {
-			errs = append(errs, h.Deliver(ctx))
+			note(h.Deliver(ctx))
 			break
 		}
 		select {
@@ -255,8 +272,11 @@ func (h *Hold) Forward(ctx context.Context, quiet time.Duration) error {
 			waiting = false
 		}
 	}
-	return errors.Join(append(errs, h.Close())...)
+	return failed
 }
+
+// forwardAtMost bounds that: somebody may never learn who has the address.
+const forwardAtMost = 30 * time.Second
 
 // isLocal reports an address of this host.
 func isLocal(a netip.Addr) bool {

@@ -2,6 +2,7 @@ package hold
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -354,8 +355,11 @@ func TestHandshakes(t *testing.T) {
 func TestForwarded(t *testing.T) {
 	eachFamily(t, func(t *testing.T, p *pair) {
 		heir := p.watch()
+		if err := unix.SetsockoptInt(p.peer.fd, unix.SOL_TCP, unix.TCP_NODELAY, 1); err != nil { // nobody answers
+			t.Fatal(err)
+		}
 		h := p.holdAll()
-		p.peer.write("held")
+		p.peer.write(strings.Repeat("much ", 2000) + "held") // is more than goes out at once
 		h.awaitHeld(t, 1)
 		p.leave()
 		p.bequeath()
@@ -370,7 +374,7 @@ func TestForwarded(t *testing.T) {
 			}
 			heard <- err
 		}()
-		if err := h.Forward(t.Context(), 300*time.Millisecond); err != nil {
+		if err := errors.Join(h.Forward(t.Context(), 300*time.Millisecond), h.Close()); err != nil {
 			t.Error(err)
 		}
 		if err := <-heard; err != nil {
@@ -378,6 +382,44 @@ func TestForwarded(t *testing.T) {
 		}
 		clean(t)
 	})
+}
+
+// What is put together on its way in is cut for its way out, and is the same then.
+func TestCut(t *testing.T) {
+	for _, header := range []int{header4Bytes, header6Bytes} {
+		whole := make([]byte, header+tcpBytes+4, 64<<10)
+		whole[0] = byte(4<<4 | header4Bytes/4)
+		if header == header6Bytes {
+			whole[0] = 6 << 4
+		}
+		whole[header+12] = (tcpBytes + 4) / 4 << 4 // with an option
+		whole[header+13] = 0x19                    // ACK, PSH, FIN
+		binary.BigEndian.PutUint32(whole[header+4:], 1<<32-100)
+		data := make([]byte, 10_000)
+		for i := range data {
+			data[i] = byte(i * 7)
+		}
+		whole = append(whole, data...)
+		const mtu = 1300
+		var got []byte
+		pieces := cut(whole, mtu)
+		for i, p := range pieces {
+			at := tcpAt(p)
+			if len(p) > mtu || at != header {
+				t.Fatalf("piece %d of %d bytes, its segment at %d", i, len(p), at)
+			}
+			if seq := binary.BigEndian.Uint32(p[at+4:]); seq != uint32(1<<32-100+len(got)) {
+				t.Errorf("piece %d begins at %d", i, seq)
+			}
+			if last := i == len(pieces)-1; (p[at+13] == 0x19) != last || p[at+13]&0x10 == 0 {
+				t.Errorf("piece %d of %d has the flags %#x", i, len(pieces), p[at+13])
+			}
+			got = append(got, p[at+tcpBytes+4:]...)
+		}
+		if !bytes.Equal(got, data) {
+			t.Error("the pieces are not the whole")
+		}
+	}
 }
 
 // A heir is the host that has the address next: it sees what comes for it.

@@ -174,7 +174,7 @@ func letOut(c *Config) error {
 			return err
 		}
 	}
-	if err := conn.Flush(); err != nil {
+	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) { // it is gone
 		return fmt.Errorf("letting packets out: %w", err)
 	}
 	return nil
@@ -187,6 +187,9 @@ func letThrough(name string, d direction) error {
 		return err
 	}
 	sets, err := conn.GetSets(table(name, d))
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("listing what is held: %w", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,11 +16,21 @@ import (
 // with PREEMPT_RT: so a thread of ours visits all of them. Where that cannot be, the
 // kernel is asked to wait (membarrier(2)), which takes tens of milliseconds.
 func settle() {
-	if !visitAll() {
+	// A thread that has a processor to itself keeps ours from it.
+	visited := make(chan bool, 1)
+	go func() { visited <- visitAll() }()
+	ok := false
+	select {
+	case ok = <-visited:
+	case <-time.After(visitAtMost):
+	}
+	if !ok {
 		const global = 1 // MEMBARRIER_CMD_GLOBAL (include/uapi/linux/membarrier.h)
 		_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0)
 	}
 }
+
+const visitAtMost = 100 * time.Millisecond
 
 // visitAll runs on each processor for a moment, and reports whether it could.
 func visitAll() bool {
