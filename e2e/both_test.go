@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pagurus-project/pagurus/e2e/testbed"
 	"github.com/pagurus-project/pagurus/migrate"
 )
@@ -19,16 +21,6 @@ import (
 type talker struct {
 	*testbed.Process
 	path string // of what it notes
-}
-
-func startTalker(ctx context.Context, t *testing.T, host string, from, to netip.AddrPort, self bool) talker {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "notes")
-	args := []string{"python3", script(t, "talk.py"), from.Addr().String(), to.Addr().String(), fmt.Sprint(to.Port()), path}
-	if self {
-		args = append(args, "self")
-	}
-	return talker{start(ctx, t, host, append(args, "$ASK")...), path}
 }
 
 // mustGoOn waits until it has had answers that it had not before.
@@ -52,7 +44,8 @@ func TestBothEnds(t *testing.T) {
 	p := netip.MustParsePrefix("10.77.0.107/24")
 	addAddress(ctx, t, p, "host-a")
 	at := netip.AddrPortFrom(p.Addr(), 7361)
-	k := startTalker(ctx, t, "host-a", at, at, true)
+	notes := filepath.Join(t.TempDir(), "notes")
+	k := talker{start(ctx, t, "host-a", "python3", script(t, "talk.py"), at.Addr().String(), at.Addr().String(), fmt.Sprint(at.Port()), notes, "self", "$ASK"), notes}
 	for range trips {
 		for _, to := range []string{"host-b", "host-a"} {
 			k.mustGoOn(ctx, t)
@@ -73,13 +66,39 @@ func TestBothMove(t *testing.T) {
 	addAddress(ctx, t, here, "host-a")
 	addAddress(ctx, t, there, "host-b")
 	at := netip.AddrPortFrom(here.Addr(), 7362)
-	server := start(ctx, t, "host-a", "$BIN/workload", "memory", "-size", "16MiB", "-echo", at.String(), "-ask", "$ASK")
-	client := startTalker(ctx, t, "host-b", netip.AddrPortFrom(there.Addr(), 0), at, false)
+	// Either would be in the way of a look for what the other one has left: both are ended
+	// before that.
+	before, err := bed.Traces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var server, client *testbed.Process
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+		defer cancel()
+		for _, p := range []*testbed.Process{client, server} {
+			if p == nil {
+				continue
+			}
+			if err := p.End(ctx, unix.SIGKILL); err != nil {
+				t.Error(err)
+			}
+		}
+		nothingLeft(ctx, t, before)
+	})
+	if server, err = bed.Start(ctx, "host-a", "$BIN/workload", "memory", "-size", "16MiB", "-echo", at.String(), "-ask", "$ASK"); err != nil {
+		t.Fatal(err)
+	}
+	notes := filepath.Join(t.TempDir(), "notes")
+	if client, err = bed.Start(ctx, "host-b", "python3", script(t, "talk.py"), there.Addr().String(), at.Addr().String(), fmt.Sprint(at.Port()), notes, "$ASK"); err != nil {
+		t.Fatal(err)
+	}
+	asks := talker{client, notes}
 	next := map[string]string{"host-a": "host-b", "host-b": "host-c", "host-c": "host-a"}
 	for range 3 * len(next) { // so that everybody is where they were
-		client.mustGoOn(ctx, t)
+		asks.mustGoOn(ctx, t)
 		var moving sync.WaitGroup
-		for _, p := range []*testbed.Process{server, client.Process} {
+		for _, p := range []*testbed.Process{server, client} {
 			moving.Go(func() {
 				to := next[p.Host]
 				r, err := bed.Move(ctx, p, to)
@@ -92,9 +111,9 @@ func TestBothMove(t *testing.T) {
 		if t.Failed() {
 			t.Fatal(bed.Logs("host-a", "host-b", "host-c"))
 		}
-		client.mustGoOn(ctx, t)
+		asks.mustGoOn(ctx, t)
 	}
-	note, _ := os.ReadFile(client.path) // was read before
+	note, _ := os.ReadFile(notes) // was read before
 	t.Logf("%s", note)
 	content(ctx, t, server)
 }
