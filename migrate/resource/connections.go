@@ -212,21 +212,30 @@ type Unsettled struct {
 	Waiting    []string // connections to listeners that the program has not accepted yet
 }
 
-// FindUnsettled looks for that.
-func FindUnsettled(along []netip.Prefix, listeners []netip.AddrPort) (Unsettled, error) {
-	var u Unsettled
+// Unowned are the TCP sockets of this host that no process has.
+type Unowned []*netlink.Socket
+
+// ListUnowned lists them. The kernel goes through all places for sockets that it has: that
+// takes some milliseconds on a machine with much memory.
+func ListUnowned() (Unowned, error) {
+	var all Unowned
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		sockets, err := netlink.SocketDiagTCP(family)
 		if err != nil {
-			return u, fmt.Errorf("listing TCP sockets: %w", err)
+			return nil, fmt.Errorf("listing TCP sockets: %w", err)
 		}
-		for _, s := range sockets {
-			if s.INode == 0 {
-				u.add(s, along, listeners)
-			}
-		}
+		all = append(all, slices.DeleteFunc(sockets, func(s *netlink.Socket) bool { return s.INode != 0 })...)
 	}
-	return u, nil
+	return all, nil
+}
+
+// Unsettled sorts them out.
+func (all Unowned) Unsettled(along []netip.Prefix, listeners []netip.AddrPort) Unsettled {
+	var u Unsettled
+	for _, s := range all {
+		u.add(s, along, listeners)
+	}
+	return u
 }
 
 func (u *Unsettled) add(s *netlink.Socket, along []netip.Prefix, listeners []netip.AddrPort) {

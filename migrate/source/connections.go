@@ -73,13 +73,14 @@ func (m *Migration) settleConnections(ctx context.Context) error {
 	if m.hold == nil {
 		return nil
 	}
-	u, err := resource.FindUnsettled(m.config.Addresses, nil)
+	unowned, err := resource.ListUnowned()
 	if err != nil {
 		return err
 	}
+	u := unowned.Unsettled(m.config.Addresses, nil)
 	// Others may be closed all the time.
 	slow := func(now resource.Unsettled) []string {
-		return slices.DeleteFunc(now.Closed, func(c string) bool { return !slices.Contains(u.Closed, c) })
+		return slices.DeleteFunc(slices.Clone(now.Closed), func(c string) bool { return !slices.Contains(u.Closed, c) })
 	}
 	if left, err := m.untilSettled(ctx, closedTake, slow); err != nil || len(left) > 0 {
 		return errors.Join(err, unsettledError("connections that the process has closed have not come to their end", left))
@@ -88,7 +89,10 @@ func (m *Migration) settleConnections(ctx context.Context) error {
 		return fmt.Errorf("holding new connections: %w", err)
 	}
 	// A client that does not answer is not waited for.
-	_, err = m.untilSettled(ctx, handshakesTake, func(u resource.Unsettled) []string { return append(u.Handshakes, u.Waiting...) })
+	_, err = m.untilSettled(ctx, handshakesTake, func(u resource.Unsettled) []string {
+		m.closing = len(u.Closed) > 0
+		return append(u.Handshakes, u.Waiting...)
+	})
 	return err
 }
 
@@ -97,11 +101,11 @@ func (m *Migration) untilSettled(ctx context.Context, patience time.Duration, wh
 	const first, longest = time.Millisecond, 50 * time.Millisecond
 	began := time.Now()
 	for pause := time.Duration(first); ; pause = min(2*pause, longest) {
-		u, err := resource.FindUnsettled(m.config.Addresses, nil)
+		unowned, err := resource.ListUnowned()
 		if err != nil {
 			return nil, err
 		}
-		left := what(u)
+		left := what(unowned.Unsettled(m.config.Addresses, nil))
 		if len(left) == 0 || time.Since(began) > patience {
 			return left, nil
 		}
@@ -120,46 +124,61 @@ func unsettledError(what string, left []string) error {
 	return fmt.Errorf("%s: %s, %d in all", what, strings.Join(left[:min(len(left), 3)], ", "), len(left))
 }
 
-// beginHold holds all packets, in the background. What the program has closed until now
-// may still come to its end before: no more is closed while it stands still.
+// A begun hold is what is known when everything is held.
+type begun struct {
+	unowned resource.Unowned // since then
+	err     error
+}
+
+// beginHold holds all packets, in the background, and looks for what the kernel has still
+// to do. What the program has closed until now may come to its end before: no more is
+// closed while it stands still.
 func (m *Migration) beginHold(ctx context.Context) error {
 	if m.hold == nil {
 		return nil
 	}
-	_, err := m.untilSettled(ctx, closingTakes, func(u resource.Unsettled) []string { return u.Closed })
-	if err != nil {
-		return err
+	if m.closing {
+		_, err := m.untilSettled(ctx, closingTakes, func(u resource.Unsettled) []string { return u.Closed })
+		if err != nil {
+			return err
+		}
 	}
-	begun := make(chan error, 1)
-	m.begun = begun
-	go func() { begun <- m.hold.Begin() }()
+	done := make(chan begun, 1)
+	m.begun = done
+	go func() {
+		b := begun{err: m.hold.Begin()}
+		if b.err == nil {
+			b.unowned, b.err = resource.ListUnowned()
+		}
+		done <- b
+	}()
 	return nil
 }
 
-func (m *Migration) awaitBegun() error {
+func (m *Migration) awaitBegun() begun {
 	if m.begun == nil {
-		return nil
+		return begun{}
 	}
-	err := <-m.begun
+	b := <-m.begun
 	m.begun = nil
-	return err
+	return b
 }
 
 // mustBeSettled makes sure that all packets are held, and that the kernel has nothing
 // to do any more for connections that the image does not have. All threads are stopped.
 func (m *Migration) mustBeSettled() error {
-	if err := m.awaitBegun(); err != nil {
-		return fmt.Errorf("holding packets: %w", err)
+	b, listeners := m.awaitBegun(), resource.Listeners(m.image)
+	if b.err != nil {
+		return fmt.Errorf("holding packets: %w", b.err)
 	}
-	listeners := resource.Listeners(m.image)
-	if m.hold == nil && len(listeners) == 0 {
-		return nil
+	if m.hold == nil && len(listeners) > 0 {
+		var err error
+		if b.unowned, err = resource.ListUnowned(); err != nil {
+			return err
+		}
 	}
-	u, err := resource.FindUnsettled(m.config.Addresses, listeners)
-	if err != nil {
-		return err
-	}
-	err = errors.Join(
+	u := b.unowned.Unsettled(m.config.Addresses, listeners)
+	err := errors.Join(
 		unsettledError("connections that the process has closed have not come to their end", u.Closed),
 		unsettledError("connections wait for the process to accept them", u.Waiting))
 	if err != nil {
@@ -192,7 +211,7 @@ func (m *Migration) resumeConnections() {
 // letOut ends the dropping of what the tree sends, before it runs again. What fails is
 // tried again when the hold is ended.
 func (m *Migration) letOut() {
-	_ = m.awaitBegun() // was told before, or is of no interest
+	m.awaitBegun() // what it says was told before, or is of no interest
 	switch {
 	case m.hold != nil:
 		_ = m.hold.LetOut()

@@ -91,7 +91,8 @@ type Migration struct {
 	trip   time.Duration // to the destination and back
 
 	hold       *hold.Hold // nil: there is none
-	begun      chan error // of it, while that goes on beside something else
+	begun      chan begun // of it, while that goes on beside something else; nil otherwise
+	closing    bool       // the program has closed connections just before the freeze
 	forwarding *hold.Hold // what became of it
 
 	image    *image.Image // taken at the freeze
