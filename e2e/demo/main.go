@@ -115,8 +115,10 @@ func start(ctx context.Context, bed *testbed.Bed, out io.Writer, a netip.Addr) (
 	what := "a server of our own (Redis is not installed)"
 	if redis, err := exec.LookPath("redis-server"); err == nil {
 		s.redis, what = true, "Redis"
-		args = []string{"sh", "-c", `echo ready; exec "$@"`, "sh", redis, "--bind", a.String(), "--port", fmt.Sprint(port),
-			"--protected-mode", "no", "--save", "", "--appendonly", "yes", "--dir", "$DIR"}
+		args = []string{
+			"sh", "-c", `echo ready; exec "$@"`, "sh", redis, "--bind", a.String(), "--port", fmt.Sprint(port),
+			"--protected-mode", "no", "--save", "", "--appendonly", "yes", "--dir", "$DIR",
+		}
 	}
 	step(out, "Starting "+what+" on host-a, at that address")
 	var err error
