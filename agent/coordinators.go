@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -29,7 +30,7 @@ type coordinators struct {
 	patience    time.Duration // for one answer
 
 	mu    sync.Mutex
-	open  map[string]link // by name
+	open  map[string]link // by name; nil: it is closed
 	first string          // answered last, so it is asked first
 }
 
@@ -87,6 +88,9 @@ func (c *coordinators) preferCaller(ctx context.Context) {
 func (c *coordinators) connect(m member.Member) (*grpc.ClientConn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.open == nil { // who reports may be late
+		return nil, fmt.Errorf("connecting to coordinator %s: %w", m.Name, net.ErrClosed)
+	}
 	if l, ok := c.open[m.Name]; ok {
 		if l.address == m.Meta.GRPC {
 			l.conn.Connect()
@@ -171,6 +175,6 @@ func (c *coordinators) close() error {
 	for _, l := range c.open {
 		errs = append(errs, l.conn.Close())
 	}
-	clear(c.open)
+	c.open = nil
 	return errors.Join(errs...)
 }

@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -43,6 +45,18 @@ func TestLostCoordinatorBreaksTheConnection(t *testing.T) {
 		if ms <= 0 || ms > 30_000 {
 			t.Errorf("what is not acknowledged breaks a connection after %d ms (0: TCP's own patience)", ms)
 		}
+	}
+}
+
+// TestNoConnectionAfterTheEnd: who reports while an agent stops opens nothing that nobody
+// closes.
+func TestNoConnectionAfterTheEnd(t *testing.T) {
+	c := newCluster(t)
+	agent := c.a.agent
+	c.a.kill()
+	_, err := agent.coordinators.connect(member.Member{Name: "one", Role: trust.RoleCoordinator, Meta: member.Meta{GRPC: "127.0.0.1:1"}})
+	if !errors.Is(err, net.ErrClosed) {
+		t.Errorf("connecting: %v", err)
 	}
 }
 

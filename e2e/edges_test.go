@@ -296,6 +296,50 @@ func (e *edge) move(t *testing.T, held, point string, outcome migrate.State) {
 	wire.judge("host-a", f.process.Host)
 }
 
+// TestClosedBefore: what a program has said before it has closed a connection arrives,
+// however slow its client is: the move waits for that.
+func TestClosedBefore(t *testing.T) {
+	need(t, "python3")
+	const bytes = 300_000
+	ctx := limit(t, time.Minute)
+	p := netip.MustParsePrefix("10.77.0.111/24")
+	at := netip.AddrPortFrom(p.Addr(), 7344)
+	addAddress(ctx, t, p, "host-a")
+	server := start(ctx, t, "host-a", "python3", script(t, "leave.py"), at.Addr().String(), fmt.Sprint(at.Port()), fmt.Sprint(bytes), "$ASK")
+	for _, to := range []string{"host-b", "host-a"} {
+		var conn net.Conn
+		if err := within(t, "client", func() (err error) {
+			d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+				return c.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 8<<10) })
+			}}
+			conn, err = d.DialContext(ctx, "tcp", at.String())
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := conn.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		read := make(chan error, 1)
+		go func() {
+			<-time.After(1500 * time.Millisecond)
+			n, err := io.Copy(io.Discard, conn)
+			if err == nil && n != bytes {
+				err = fmt.Errorf("%d bytes instead of %d", n, bytes)
+			}
+			read <- err
+		}()
+		r := moved(ctx, t, server, to)
+		if err := <-read; err != nil {
+			t.Error(err)
+		}
+		if r.TotalMS < 1000 {
+			t.Errorf("the move has not waited: %.0f ms", r.TotalMS)
+		}
+	}
+}
+
 // TestManyConnections moves a thousand.
 func TestManyConnections(t *testing.T) {
 	const many = 1000

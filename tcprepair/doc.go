@@ -5,10 +5,13 @@
 // # A socket's way
 //
 //	  source                                   destination
+//	Look                                         │
+//	  │  what can be read while packets come     │
 //	Dump ──▶ Socket ─────────────────────────▶ Restore
 //	  │  repair mode, state and queues read      │  made, bound, connected and filled
 //	  │                                          │  in repair mode: nothing is sent
-//	  ├─ Resume: as if nothing had been         Activate: what was not sent yet is
+//	  │                                        Arrive, if the address came only now
+//	  ├─ Resume: as if nothing had been        Activate: what was not sent yet is
 //	  └─ Discard: closed, the peer is not told
 //
 // From before Dump until Resume or Activate no packet of the connection may

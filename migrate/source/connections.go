@@ -18,8 +18,8 @@ import (
 // migration:
 //
 //	prepareHold            a place to hold packets; nothing is held
-//	settleConnections      what the program has closed long ago comes to its end, new
-//	                       connections are held, those that have begun come to be
+//	awaitClosed            what the program has closed long ago comes to its end
+//	settleConnections      new connections are held, those that have begun come to be
 //	beginHold              it is stopped, what it has closed by now comes to its end; then,
 //	                       beside the dump, all packets are held
 //	mustBeSettled          it is still so
@@ -68,28 +68,42 @@ func (m *Migration) prepareHold() error {
 	return err
 }
 
-// settleConnections waits until the kernel has done what nobody can do in its place.
-func (m *Migration) settleConnections(ctx context.Context) error {
+// awaitClosed waits for connections that the program has closed, and reports whether that
+// took so long that the process has written much meanwhile.
+func (m *Migration) awaitClosed(ctx context.Context) (long bool, err error) {
 	if m.hold == nil {
-		return nil
+		return false, nil
 	}
+	began := time.Now()
 	unowned, err := resource.ListUnowned()
 	if err != nil {
-		return err
+		return false, err
 	}
 	u := unowned.Unsettled(m.config.Addresses, nil)
 	// Others may be closed all the time.
 	slow := func(now resource.Unsettled) []string {
 		return slices.DeleteFunc(slices.Clone(now.Closed), func(c string) bool { return !slices.Contains(u.Closed, c) })
 	}
-	if left, err := m.untilSettled(ctx, closedTake, slow); err != nil || len(left) > 0 {
-		return errors.Join(err, unsettledError("connections that the process has closed have not come to their end", left))
+	left, err := m.untilSettled(ctx, closedTake, slow)
+	if err == nil {
+		err = unsettledError("connections that the process has closed have not come to their end", left)
+	}
+	return time.Since(began) > longWait, err
+}
+
+// longWait is long for a process that is about to be frozen.
+const longWait = 50 * time.Millisecond
+
+// settleConnections holds new connections, and waits for those that have begun.
+func (m *Migration) settleConnections(ctx context.Context) error {
+	if m.hold == nil {
+		return nil
 	}
 	if err := m.hold.BeginHandshakes(); err != nil {
 		return fmt.Errorf("holding new connections: %w", err)
 	}
 	// A client that does not answer is not waited for.
-	_, err = m.untilSettled(ctx, handshakesTake, func(u resource.Unsettled) []string {
+	_, err := m.untilSettled(ctx, handshakesTake, func(u resource.Unsettled) []string {
 		m.closing = len(u.Closed) > 0
 		return append(u.Handshakes, u.Waiting...)
 	})

@@ -108,8 +108,14 @@ func (m *Migration) run(ctx context.Context, heard *replies, events Events) erro
 	}
 	var n uint32
 	for try := 1; ; try++ {
-		if n, err = m.precopy(ctx, heard, events, n); err != nil {
-			return err
+		const passes = 3 // there may be such connections all the time
+		for long, pass := true, 0; long && pass < passes; pass++ {
+			if n, err = m.precopy(ctx, heard, events, n); err != nil {
+				return err
+			}
+			if long, err = m.awaitClosed(ctx); err != nil {
+				return err
+			}
 		}
 		m.spent(migrate.PhasePrecopy, time.Since(start))
 		err = m.freeze(ctx, heard, events, n)
