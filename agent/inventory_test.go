@@ -163,7 +163,9 @@ func TestInspect(t *testing.T) {
 
 	// In a migration: for itself it is not in its own way.
 	m := c.newMove("m1")
+	c.a.mu.Lock() // what the last look has left may still be undone
 	c.a.processes[sleep] = "running"
+	c.a.mu.Unlock()
 	g := c.a.gate("start")
 	m.reserve()
 	req := m.startRequest()
