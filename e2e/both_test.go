@@ -66,6 +66,7 @@ func TestBothMove(t *testing.T) {
 	addAddress(ctx, t, here, "host-a")
 	addAddress(ctx, t, there, "host-b")
 	at := netip.AddrPortFrom(here.Addr(), 7362)
+	notes := filepath.Join(t.TempDir(), "notes") // goes when nobody writes there any more
 	// Either would be in the way of a look for what the other one has left: both are ended
 	// before that.
 	before, err := bed.Traces()
@@ -89,7 +90,6 @@ func TestBothMove(t *testing.T) {
 	if server, err = bed.Start(ctx, "host-a", "$BIN/workload", "memory", "-size", "16MiB", "-echo", at.String(), "-ask", "$ASK"); err != nil {
 		t.Fatal(err)
 	}
-	notes := filepath.Join(t.TempDir(), "notes")
 	if client, err = bed.Start(ctx, "host-b", "python3", script(t, "talk.py"), there.Addr().String(), at.Addr().String(), fmt.Sprint(at.Port()), notes, "$ASK"); err != nil {
 		t.Fatal(err)
 	}
