@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"fmt"
+	"net"
 	"strings"
 	"time"
 )
@@ -13,12 +14,7 @@ var memcached = server{
 	args: []string{"memcached", "-u", "root", "-l", "$AT", "-p", "$PORT", "-U", "0", "-t", "4"},
 	load: func(l *load) {
 		for i := range 20 {
-			l.client(fmt.Sprint("client ", i), func(c *client) error {
-				conn, err := l.dial()
-				if err != nil {
-					return err
-				}
-				defer conn.Close()
+			l.connected(fmt.Sprint("client ", i), func(c *client, conn net.Conn) error {
 				r := bufio.NewReader(conn)
 				expect := func(lines ...string) error {
 					for _, want := range lines {

@@ -88,19 +88,9 @@ func loadMosquitto(l *load) {
 			}
 			defer m.Disconnect(100)
 			<-ready
-			for n := 1; ; n++ {
-				last := !l.goesOn()
-				text := fmt.Sprint(n)
-				if last {
-					text = "end"
-				}
-				begun := time.Now()
-				if err := done(l.ctx, m.Publish(topic, exactlyOnce, false, text)); err != nil || last {
-					return err
-				}
-				c.answered(begun)
-				<-time.After(2 * time.Millisecond)
-			}
+			return c.numbered(2*time.Millisecond, func(text string) error {
+				return done(l.ctx, m.Publish(topic, exactlyOnce, false, text))
+			})
 		})
 	}
 }

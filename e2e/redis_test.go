@@ -33,9 +33,9 @@ type redisConn struct {
 	r *bufio.Reader
 }
 
-func dialRedis(l *load) (redisConn, error) {
-	conn, err := l.dial()
-	return redisConn{conn, bufio.NewReader(conn)}, err
+// redisClient starts a client.
+func redisClient(l *load, name string, f func(*client, redisConn) error) {
+	l.connected(name, func(c *client, conn net.Conn) error { return f(c, redisConn{conn, bufio.NewReader(conn)}) })
 }
 
 // send sends a command, or several.
@@ -98,12 +98,7 @@ var increments atomic.Int64
 func loadRedis(l *load) {
 	increments.Store(0)
 	for i := range 50 {
-		l.client(fmt.Sprint("pipelining client ", i), func(c *client) error {
-			conn, err := dialRedis(l)
-			if err != nil {
-				return err
-			}
-			defer conn.Close()
+		redisClient(l, fmt.Sprint("pipelining client ", i), func(c *client, conn redisConn) error {
 			key := fmt.Sprint("key", i)
 			for n := 1; l.goesOn(); n++ {
 				value := strings.Repeat(fmt.Sprint(key, ".", n, " "), 1+n%40)
@@ -128,12 +123,7 @@ func loadRedis(l *load) {
 	}
 	subscribed := make(chan struct{}, 2)
 	for i := range 2 {
-		l.client(fmt.Sprint("subscriber ", i), func(c *client) error {
-			conn, err := dialRedis(l)
-			if err != nil {
-				return err
-			}
-			defer conn.Close()
+		redisClient(l, fmt.Sprint("subscriber ", i), func(c *client, conn redisConn) error {
 			if err := conn.send([]string{"SUBSCRIBE", "news"}); err != nil {
 				return err
 			}
@@ -155,38 +145,18 @@ func loadRedis(l *load) {
 			}
 		})
 	}
-	l.client("publisher", func(c *client) error {
-		conn, err := dialRedis(l)
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	redisClient(l, "publisher", func(c *client, conn redisConn) error {
 		<-subscribed
 		<-subscribed
-		for n := 1; ; n++ {
-			last := !l.goesOn()
-			text := fmt.Sprint(n)
-			if last {
-				text = "end"
-			}
-			begun := time.Now()
+		return c.numbered(2*time.Millisecond, func(text string) error {
 			if err := conn.send([]string{"PUBLISH", "news", text}); err != nil {
 				return err
 			}
-			if err := conn.expect("2"); err != nil || last {
-				return err
-			}
-			c.answered(begun)
-			<-time.After(2 * time.Millisecond)
-		}
+			return conn.expect("2")
+		})
 	})
 	// One waits in BLPOP most of the time, also while the server moves.
-	l.client("blocked client", func(c *client) error {
-		conn, err := dialRedis(l)
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	redisClient(l, "blocked client", func(c *client, conn redisConn) error {
 		for n := 1; ; n++ {
 			if err := conn.send([]string{"BLPOP", "list", "0"}); err != nil {
 				return err
@@ -203,35 +173,16 @@ func loadRedis(l *load) {
 			c.answered(time.Now())
 		}
 	})
-	l.client("pushing client", func(c *client) error {
-		conn, err := dialRedis(l)
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		for n := 1; ; n++ {
-			last := !l.goesOn()
-			text := fmt.Sprint(n)
-			if last {
-				text = "end"
-			}
-			begun := time.Now()
+	redisClient(l, "pushing client", func(c *client, conn redisConn) error {
+		return c.numbered(150*time.Millisecond, func(text string) error {
 			if err := conn.send([]string{"RPUSH", "list", text}); err != nil {
 				return err
 			}
-			if _, err := conn.reply(); err != nil || last {
-				return err
-			}
-			c.answered(begun)
-			<-time.After(150 * time.Millisecond)
-		}
-	})
-	l.client("monitoring client", func(c *client) error {
-		conn, err := dialRedis(l)
-		if err != nil {
+			_, err := conn.reply()
 			return err
-		}
-		defer conn.Close()
+		})
+	})
+	redisClient(l, "monitoring client", func(c *client, conn redisConn) error {
 		if err := conn.send([]string{"MONITOR"}); err != nil {
 			return err
 		}
@@ -251,11 +202,12 @@ func loadRedis(l *load) {
 
 // totalsOfRedis compares what the server has counted with what its clients have.
 func totalsOfRedis(l *load) error {
-	conn, err := dialRedis(l)
+	plain, err := l.dial()
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer plain.Close()
+	conn := redisConn{plain, bufio.NewReader(plain)}
 	if err := conn.send([]string{"GET", "total"}); err != nil {
 		return err
 	}

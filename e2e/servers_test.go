@@ -149,6 +149,36 @@ func (l *load) client(name string, f func(*client) error) {
 	})
 }
 
+// connected starts a client that has a connection of its own as long as it runs.
+func (l *load) connected(name string, f func(*client, net.Conn) error) {
+	l.client(name, func(c *client) error {
+		conn, err := l.dial()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		return f(c, conn)
+	})
+}
+
+// numbered has a client send numbers, one after the other with a pause, and "end" when
+// the load is over.
+func (c *client) numbered(pause time.Duration, send func(text string) error) error {
+	for n := 1; ; n++ {
+		last := !c.goesOn()
+		text := fmt.Sprint(n)
+		if last {
+			text = "end"
+		}
+		begun := time.Now()
+		if err := send(text); err != nil || last {
+			return err
+		}
+		c.answered(begun)
+		<-time.After(pause)
+	}
+}
+
 // goesOn reports whether the load does.
 func (l *load) goesOn() bool {
 	select {

@@ -127,12 +127,7 @@ var asyncio = server{
 	args: []string{"python3", "$TESTDATA/asyncio_count.py", "$AT", "$PORT", "$ASK"}, // which may start it under another name
 	load: func(l *load) {
 		for i := range 20 {
-			l.client(fmt.Sprint("client ", i), func(c *client) error {
-				conn, err := l.dial()
-				if err != nil {
-					return err
-				}
-				defer conn.Close()
+			l.connected(fmt.Sprint("client ", i), func(c *client, conn net.Conn) error {
 				lines := bufio.NewReader(conn)
 				for n := 1; l.goesOn(); n++ {
 					begun := time.Now()
