@@ -79,10 +79,13 @@ func (m *Migration) awaitClosed(ctx context.Context) (long bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	u := unowned.Unsettled(m.config.Addresses, nil)
+	closed := unowned.Unsettled(m.config.Addresses, nil).Closed
+	if len(closed) == 0 {
+		return false, nil
+	}
 	// Others may be closed all the time.
 	slow := func(now resource.Unsettled) []string {
-		return slices.DeleteFunc(slices.Clone(now.Closed), func(c string) bool { return !slices.Contains(u.Closed, c) })
+		return slices.DeleteFunc(slices.Clone(now.Closed), func(c string) bool { return !slices.Contains(closed, c) })
 	}
 	left, err := m.untilSettled(ctx, closedTake, slow)
 	if err == nil {
