@@ -32,12 +32,13 @@ type layer struct {
 var layers = []layer{
 	// Libraries on their own, and the test twins beside them.
 	{"migrate", nil},
-	{"migrate/image", []string{"tcprepair"}}, // whose sockets are plain data
+	{"migrate/image", []string{"tcprepair", "tcprepair/sockopt"}}, // whose sockets are plain data
 	{"pageserver", nil},
 	{"pageserver/...", []string{"pageserver"}},
 	{"parasite", nil},
 	{"parasite/...", []string{"parasite"}},
-	{"tcprepair", nil},
+	{"tcprepair", []string{"tcprepair/sockopt"}},
+	{"tcprepair/sockopt", nil},
 	{"tcprepair/...", []string{"tcprepair"}},
 	{"trust", nil},
 	{"proto/...", nil},
@@ -47,7 +48,7 @@ var layers = []layer{
 	{"migrate/wire", []string{"migrate/image"}},
 	{"migrate/procfs", []string{"migrate/image"}},
 	{"migrate/dirty", []string{"migrate/image", "migrate/procfs", "pageserver"}},
-	{"migrate/resource", []string{"migrate", "migrate/image", "migrate/procfs", "parasite", "tcprepair"}},
+	{"migrate/resource", []string{"migrate", "migrate/image", "migrate/procfs", "parasite", "tcprepair", "tcprepair/sockopt"}},
 	{"migrate/source", engine},
 	{"migrate/target", engine},
 

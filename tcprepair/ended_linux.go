@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/tcprepair/sockopt"
 )
 
 // end makes a socket that has had a connection. Whom with, nobody can ask it any
@@ -83,7 +85,7 @@ func (s *Socket) mute() (fd int, err error) {
 		if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_ON); err != nil {
 			return fmt.Errorf("entering repair mode: %w", err)
 		}
-		if err := attachFilter(fd, Filter{unix.BPF_RET | unix.BPF_K}); err != nil { // takes nothing
+		if err := (sockopt.Filter{unix.BPF_RET | unix.BPF_K}).Attach(fd); err != nil { // takes nothing
 			return fmt.Errorf("attaching a filter: %w", err)
 		}
 		to, err := sockaddr(s.Local, s.IPv6)

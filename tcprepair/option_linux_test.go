@@ -9,46 +9,48 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/tcprepair/sockopt"
 )
 
 // other gives an option a value that it does not have yet, and reports whether
 // this socket takes one.
-func (k *optionKind) other(t *testing.T, fd int) bool {
+func other(t *testing.T, k *sockopt.Kind, fd int) bool {
 	t.Helper()
-	before, err := k.get(fd)
+	before, err := k.Get(fd)
 	if err != nil {
-		t.Fatalf("reading %s: %v", k.label, err)
+		t.Fatalf("reading %s: %v", k.Label, err)
 	}
-	for _, value := range k.candidates() {
-		if err := setsockopt(fd, k.level, k.name, value); err != nil {
+	for _, value := range candidates(k) {
+		if err := sockopt.Set(fd, k.Level, k.Name, value); err != nil {
 			continue
 		}
-		if after, err := k.get(fd); err == nil && !bytes.Equal(before, after) {
+		if after, err := k.Get(fd); err == nil && !bytes.Equal(before, after) {
 			return true
 		}
 	}
 	return false
 }
 
-func (k *optionKind) candidates() [][]byte {
-	switch k.name {
+func candidates(k *sockopt.Kind) [][]byte {
+	switch k.Name {
 	case unix.SO_BINDTODEVICE:
-		if k.level == unix.SOL_SOCKET {
+		if k.Level == unix.SOL_SOCKET {
 			return [][]byte{[]byte("lo")}
 		}
 	case unix.TCP_CONGESTION:
-		if k.level == unix.SOL_TCP {
+		if k.Level == unix.SOL_TCP {
 			return [][]byte{[]byte("reno"), []byte("cubic")}
 		}
 	}
 	var all [][]byte
 	for _, n := range []uint32{1, 0, 2, 5, 64, 1000, 1 << 20, 50000, 40000 | 50000<<16} {
 		switch {
-		case k.level == unix.SOL_SOCKET && k.name == unix.SO_LINGER:
+		case k.Level == unix.SOL_SOCKET && k.Name == unix.SO_LINGER:
 			all = append(all, encode(1, n))
-		case k.bytes == 16: // struct __kernel_sock_timeval
+		case k.Bytes == 16: // struct __kernel_sock_timeval
 			all = append(all, binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, uint64(n)), 500000))
-		case k.bytes == 8:
+		case k.Bytes == 8:
 			all = append(all, binary.NativeEndian.AppendUint64(nil, uint64(n)))
 		default:
 			all = append(all, encode(n))
@@ -76,18 +78,18 @@ func TestOptions(t *testing.T) {
 			t.Run(name+"/"+family, func(t *testing.T) {
 				enterNetwork(t)
 				fd := open(t, ipv6)
-				for _, o := range must(options(fd, ipv6)) {
-					k := kindOf(o.Level, o.Name)
-					if !k.other(t, fd) && !slices.Contains(fixed[name], k.label) {
-						t.Errorf("%s of %v cannot be changed", k.label, o.Value)
+				for _, o := range must(sockopt.TCP.Read(fd, ipv6)) {
+					k := sockopt.TCP.Kind(o.Level, o.Name)
+					if !other(t, k, fd) && !slices.Contains(fixed[name], k.Label) {
+						t.Errorf("%s of %v cannot be changed", k.Label, o.Value)
 					}
 				}
 				// ld #0; ret #-1
-				program := Filter{uint64(unix.BPF_LD | unix.BPF_IMM), uint64(unix.BPF_RET|unix.BPF_K) | 0xffffffff<<32}
-				if err := attachFilter(fd, program); err != nil {
+				program := sockopt.Filter{uint64(unix.BPF_LD | unix.BPF_IMM), uint64(unix.BPF_RET|unix.BPF_K) | 0xffffffff<<32}
+				if err := program.Attach(fd); err != nil {
 					t.Fatal(err)
 				}
-				before := byLabel(must(options(fd, ipv6)))
+				before := byLabel(must(sockopt.TCP.Read(fd, ipv6)))
 				s := must(Dump(fd))
 				if err := Discard(fd); err != nil {
 					t.Fatal(err)
@@ -96,13 +98,13 @@ func TestOptions(t *testing.T) {
 				if err := Activate(moved, s); err != nil {
 					t.Fatal(err)
 				}
-				if diff := cmp.Diff(before, byLabel(must(options(moved, ipv6)))); diff != "" {
+				if diff := cmp.Diff(before, byLabel(must(sockopt.TCP.Read(moved, ipv6)))); diff != "" {
 					t.Errorf("options (-before +after):\n%s", diff)
 				}
-				if diff := cmp.Diff(program, must(filter(moved))); diff != "" {
+				if diff := cmp.Diff(program, must(sockopt.ReadFilter(moved))); diff != "" {
 					t.Errorf("filter (-before +after):\n%s", diff)
 				}
-				if diff := cmp.Diff(s.Buffers, must(readBuffers(moved))); diff != "" {
+				if diff := cmp.Diff(s.Buffers, must(sockopt.ReadBuffers(moved))); diff != "" {
 					t.Errorf("buffers (-before +after):\n%s", diff)
 				}
 			})
@@ -110,10 +112,10 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-func byLabel(all []Option) map[string][]byte {
+func byLabel(all []sockopt.Option) map[string][]byte {
 	m := make(map[string][]byte)
 	for _, o := range all {
-		m[kindOf(o.Level, o.Name).label] = o.Value
+		m[sockopt.TCP.Kind(o.Level, o.Name).Label] = o.Value
 	}
 	return m
 }

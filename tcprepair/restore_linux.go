@@ -5,15 +5,14 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/tcprepair/sockopt"
 )
 
 // A Restorer makes sockets. It knows how new ones look, so that many are made
 // quickly; as that can change (sysctl(8)), it is to be used for a moment. Its methods
 // may be called from any goroutine of one network namespace.
-type Restorer struct{ four, six fresh }
-
-// fresh is how options are in a new socket.
-type fresh map[*optionKind][]byte
+type Restorer struct{ four, six sockopt.Fresh }
 
 // NewRestorer looks at new sockets.
 func NewRestorer() (*Restorer, error) {
@@ -33,21 +32,13 @@ func NewRestorer() (*Restorer, error) {
 	return r, nil
 }
 
-func freshOptions(ipv6 bool) (fresh, error) {
+func freshOptions(ipv6 bool) (sockopt.Fresh, error) {
 	fd, err := (&Socket{IPv6: ipv6}).socket()
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	all, err := options(fd, ipv6)
-	if err != nil {
-		return nil, err
-	}
-	f := make(fresh)
-	for _, o := range all {
-		f[kindOf(o.Level, o.Name)] = o.Value
-	}
-	return f, nil
+	return sockopt.TCP.Fresh(fd, ipv6)
 }
 
 // Restore makes a socket of what Dump has read on another host. A connection is
@@ -100,7 +91,7 @@ func (s *Socket) socket() (int, error) {
 	return fd, nil
 }
 
-func (s *Socket) build(fd int, early bool, fresh fresh) error {
+func (s *Socket) build(fd int, early bool, fresh sockopt.Fresh) error {
 	if err := s.bind(fd, early, fresh); err != nil {
 		return err
 	}
@@ -133,12 +124,12 @@ func CanBind(s *Socket, early bool) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := setOptions(fd, s.Options, nil, beforeBind); err != nil {
+	if err := sockopt.TCP.Set(fd, s.Options, nil, sockopt.BeforeBind); err != nil {
 		return err
 	}
 	for i := range s.Options {
 		if o := &s.Options[i]; o.Level == unix.SOL_SOCKET && o.Name == unix.SO_REUSEADDR {
-			if err := setsockopt(fd, o.Level, o.Name, o.Value); err != nil {
+			if err := sockopt.Set(fd, o.Level, o.Name, o.Value); err != nil {
 				return err
 			}
 		}
@@ -191,8 +182,8 @@ func (s *Socket) abroad(fd int, early bool, f func() error) error {
 
 // bind gives the socket its local address, where no other socket is in the way
 // of that: in repair mode, which MPTCP does not have.
-func (s *Socket) bind(fd int, early bool, fresh fresh) error {
-	if err := setOptions(fd, s.Options, fresh, beforeBind); err != nil {
+func (s *Socket) bind(fd int, early bool, fresh sockopt.Fresh) error {
+	if err := sockopt.TCP.Set(fd, s.Options, fresh, sockopt.BeforeBind); err != nil {
 		return err
 	}
 	if s.MPTCP {
@@ -210,7 +201,7 @@ func (s *Socket) bind(fd int, early bool, fresh fresh) error {
 
 // settle gives a socket without a connection what is left.
 func (s *Socket) settle(fd int) error {
-	if err := setOptions(fd, s.Options, nil, whileSilent); err != nil {
+	if err := sockopt.TCP.Set(fd, s.Options, nil, sockopt.WhileSilent); err != nil {
 		return err
 	}
 	return s.leaveRepair(fd)
@@ -223,7 +214,7 @@ func (s *Socket) leaveRepair(fd int) error {
 			return fmt.Errorf("leaving repair mode: %w", err)
 		}
 	}
-	if err := settleBuffers(fd, s.Buffers); err != nil {
+	if err := s.Buffers.Settle(fd); err != nil {
 		return err
 	}
 	return s.finish(fd)
@@ -231,27 +222,27 @@ func (s *Socket) leaveRepair(fd int) error {
 
 // finish sets what acts at once.
 func (s *Socket) finish(fd int) error {
-	if err := setOptions(fd, s.Options, nil, atLast); err != nil {
+	if err := sockopt.TCP.Set(fd, s.Options, nil, sockopt.AtLast); err != nil {
 		return err
 	}
 	if len(s.Filter) == 0 {
 		return nil
 	}
-	if err := attachFilter(fd, s.Filter); err != nil {
+	if err := s.Filter.Attach(fd); err != nil {
 		return fmt.Errorf("attaching the filter: %w", err)
 	}
 	return nil
 }
 
 // connect makes the connection as it was, without a packet.
-func (s *Socket) connect(fd int, early bool, fresh fresh) error {
-	if err := setInt(fd, unix.SOL_TCP, unix.TCP_TIMESTAMP, s.Timestamp); err != nil {
+func (s *Socket) connect(fd int, early bool, fresh sockopt.Fresh) error {
+	if err := sockopt.SetInt(fd, unix.SOL_TCP, unix.TCP_TIMESTAMP, s.Timestamp); err != nil {
 		return fmt.Errorf("setting TCP_TIMESTAMP: %w", err)
 	}
 	for queue, seq := range map[int]uint32{receiveQueue: s.Receive.Seq, sendQueue: s.Send.Seq} {
 		err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, queue)
 		if err == nil {
-			err = setInt(fd, unix.SOL_TCP, unix.TCP_QUEUE_SEQ, seq)
+			err = sockopt.SetInt(fd, unix.SOL_TCP, unix.TCP_QUEUE_SEQ, seq)
 		}
 		if err != nil {
 			return fmt.Errorf("setting TCP_QUEUE_SEQ: %w", err)
@@ -263,23 +254,23 @@ func (s *Socket) connect(fd int, early bool, fresh fresh) error {
 	}
 	// The size of segments is worked out by connect, and not again before the
 	// path's MTU changes (tcp_connect_init, tcp_current_mss).
-	if err := setInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG, min(s.Negotiated.MSS, maxUserMSS)); err != nil {
+	if err := sockopt.SetInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG, min(s.Negotiated.MSS, maxUserMSS)); err != nil {
 		return fmt.Errorf("setting TCP_MAXSEG: %w", err)
 	}
 	err = s.abroad(fd, early, func() error { return unix.Connect(fd, remote) })
 	if err != nil {
 		return fmt.Errorf("connecting: %w", err)
 	}
-	if err := setInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG, 0); err != nil {
+	if err := sockopt.SetInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG, 0); err != nil {
 		return fmt.Errorf("setting TCP_MAXSEG: %w", err)
 	}
 	if err := setBuffers(fd, s); err != nil {
 		return err
 	}
-	if err := setsockopt(fd, unix.SOL_TCP, unix.TCP_REPAIR_OPTIONS, s.Negotiated.encode()); err != nil {
+	if err := sockopt.Set(fd, unix.SOL_TCP, unix.TCP_REPAIR_OPTIONS, s.Negotiated.encode()); err != nil {
 		return fmt.Errorf("setting TCP_REPAIR_OPTIONS: %w", err)
 	}
-	if err := setOptions(fd, s.Options, fresh, whileSilent); err != nil {
+	if err := sockopt.TCP.Set(fd, s.Options, fresh, sockopt.WhileSilent); err != nil {
 		return err
 	}
 	if err := fill(fd, receiveQueue, s.Receive.Data); err != nil {
@@ -335,7 +326,7 @@ func (s *Socket) reach(fd int) error {
 
 func (s *Socket) setWindow(fd int) error {
 	w := &s.Window
-	err := setsockopt(fd, unix.SOL_TCP, unix.TCP_REPAIR_WINDOW,
+	err := sockopt.Set(fd, unix.SOL_TCP, unix.TCP_REPAIR_WINDOW,
 		encode(w.SendWL1, w.SendWindow, w.MaxWindow, w.ReceiveWindow, w.ReceiveWindowT))
 	if err != nil {
 		return fmt.Errorf("setting TCP_REPAIR_WINDOW: %w", err)
@@ -462,7 +453,7 @@ func Activate(fd int, s *Socket) error {
 			return fmt.Errorf("sending FIN: %w", err)
 		}
 	}
-	if err := settleBuffers(fd, s.Buffers); err != nil {
+	if err := s.Buffers.Settle(fd); err != nil {
 		return err
 	}
 	return s.finish(fd)
@@ -477,7 +468,7 @@ func (s *Socket) unsent(fd int) ([]byte, error) {
 	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, sendQueue); err != nil {
 		return nil, fmt.Errorf("setting TCP_REPAIR_QUEUE: %w", err)
 	}
-	next, err := getInt(fd, unix.SOL_TCP, unix.TCP_QUEUE_SEQ)
+	next, err := sockopt.GetInt(fd, unix.SOL_TCP, unix.TCP_QUEUE_SEQ)
 	if err == nil {
 		err = unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, noQueue)
 	}
@@ -487,3 +478,15 @@ func (s *Socket) unsent(fd int) ([]byte, error) {
 	missing := int(int32(s.Send.end() - next)) // a FIN counts, too
 	return s.Send.Data[len(s.Send.Data)-min(max(missing, 0), s.Unsent):], nil
 }
+
+// setBuffers makes room for the queues. The kernel counts its own overhead too,
+// which depends on how the data lies: a restored queue can need more than the
+// original did.
+func setBuffers(fd int, s *Socket) error {
+	send := max(s.Buffers.Send, overhead*uint32(len(s.Send.Data)))
+	receive := max(s.Buffers.Receive, overhead*uint32(len(s.Receive.Data)))
+	return sockopt.Buffers{Send: send, Receive: receive}.Force(fd)
+}
+
+// overhead is how many bytes of buffer one of data takes at most.
+const overhead = 4

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"net/netip"
 	"testing"
+
+	"github.com/pagurus-project/pagurus/tcprepair/sockopt"
 )
 
 // Summed up with its checksums, a packet is zero (RFC 1071).
@@ -46,7 +48,7 @@ func FuzzValidate(f *testing.F) {
 		}
 		_ = s.Send.Data[:len(s.Send.Data)-s.Unsent]
 		for i := range s.Options {
-			if kindOf(s.Options[i].Level, s.Options[i].Name) == nil {
+			if sockopt.TCP.Kind(s.Options[i].Level, s.Options[i].Name) == nil {
 				t.Errorf("option %v", s.Options[i])
 			}
 		}

@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/tcprepair/sockopt"
 )
 
 // State is a state of RFC 9293, numbered as the kernel does
@@ -72,25 +74,17 @@ type Socket struct {
 	Negotiated Negotiated     `json:",omitzero"`
 	Timestamp  uint32         `json:",omitzero"` // of this end, by the kernel's clock and the connection's offset
 
-	Buffers Buffers  `json:",omitzero"`
-	Options []Option `json:",omitzero"`
-	Filter  Filter   `json:",omitzero"` // SO_ATTACH_FILTER
+	Buffers sockopt.Buffers  `json:",omitzero"`
+	Options []sockopt.Option `json:",omitzero"`
+	Filter  sockopt.Filter   `json:",omitzero"` // SO_ATTACH_FILTER
 }
 
 // OnlyIPv6 reports a socket that takes no IPv4 (IPV6_V6ONLY).
 func (s *Socket) OnlyIPv6() bool {
-	return slices.ContainsFunc(s.Options, func(o Option) bool {
+	return slices.ContainsFunc(s.Options, func(o sockopt.Option) bool {
 		return o.Level == unix.SOL_IPV6 && o.Name == unix.IPV6_V6ONLY && slices.ContainsFunc(o.Value, func(b byte) bool { return b != 0 })
 	})
 }
-
-// A Filter is a program of classic BPF, each instruction eight bytes as struct
-// sock_filter has them. An empty one is none.
-type Filter []uint64
-
-// Buffers are the sizes of both, in bytes as getsockopt(2) tells them, and
-// SO_BUF_LOCK.
-type Buffers struct{ Send, Receive, Locks uint32 }
 
 // A Queue is data in order. Seq is the sequence number of the first byte. Of what Rest
 // returns, Skipped bytes are left out before the data.
@@ -110,7 +104,7 @@ func (s *Socket) Rest() *Socket {
 	if s.Ended { // that may all happen in Arrive
 		return &rest
 	}
-	rest.Options = slices.DeleteFunc(slices.Clone(s.Options), func(o Option) bool { return kindOf(o.Level, o.Name).phase != atLast })
+	rest.Options = slices.DeleteFunc(slices.Clone(s.Options), func(o sockopt.Option) bool { return sockopt.TCP.Kind(o.Level, o.Name).Phase != sockopt.AtLast })
 	rest.Receive = Queue{Seq: s.Receive.Seq, Skipped: uint32(len(s.Receive.Data))}
 	sent := len(s.Send.Data) - s.Unsent
 	rest.Send = Queue{Seq: s.Send.Seq, Skipped: uint32(sent), Data: s.Send.Data[sent:]}
@@ -152,8 +146,8 @@ func (s *Socket) Validate() error {
 		return err
 	}
 	for i := range s.Options {
-		if err := s.Options[i].validate(); err != nil {
-			return err
+		if err := sockopt.TCP.Validate(&s.Options[i]); err != nil {
+			return fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 	}
 	if len(s.Filter) > unix.BPF_MAXINSNS {

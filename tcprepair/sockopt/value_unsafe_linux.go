@@ -1,4 +1,4 @@
-package tcprepair
+package sockopt
 
 import (
 	"unsafe"
@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// getsockopt is getsockopt(2) for a value of up to most bytes.
-func getsockopt(fd, level, name, most int) ([]byte, error) {
+// Get is getsockopt(2) for a value of up to most bytes.
+func Get(fd, level, name, most int) ([]byte, error) {
 	value := make([]byte, most)
 	length := uint32(most)
 	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
@@ -18,8 +18,12 @@ func getsockopt(fd, level, name, most int) ([]byte, error) {
 	return value[:min(int(length), most)], nil
 }
 
-// filter reads SO_GET_FILTER, which counts in instructions.
-func filter(fd int) (Filter, error) {
+// A Filter is a program of classic BPF (SO_ATTACH_FILTER), each instruction eight bytes
+// as struct sock_filter has them. An empty one is none.
+type Filter []uint64
+
+// ReadFilter reads that of a socket (SO_GET_FILTER counts in instructions).
+func ReadFilter(fd int) (Filter, error) {
 	for most := 0; ; {
 		program := make(Filter, most)
 		n := uint32(most)
@@ -35,17 +39,8 @@ func filter(fd int) (Filter, error) {
 	}
 }
 
-func attachFilter(fd int, f Filter) error {
+// Attach gives it to a socket.
+func (f Filter) Attach(fd int) error {
 	program := unix.SockFprog{Len: uint16(len(f)), Filter: (*unix.SockFilter)(unsafe.Pointer(unsafe.SliceData(f)))}
 	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program)
-}
-
-// disconnect ends a socket's association (connect(2), AF_UNSPEC).
-func disconnect(fd int) error {
-	none := unix.RawSockaddr{Family: unix.AF_UNSPEC}
-	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&none)), unsafe.Sizeof(none))
-	if errno != 0 {
-		return errno
-	}
-	return nil
 }
