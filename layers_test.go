@@ -32,14 +32,14 @@ type layer struct {
 var layers = []layer{
 	// Libraries on their own, and the test twins beside them.
 	{"migrate", nil},
-	{"migrate/image", []string{"tcprepair", "tcprepair/sockopt"}}, // whose sockets are plain data
+	{"migrate/image", []string{"tcprepair", "tcprepair/inet", "tcprepair/udp"}}, // whose sockets are plain data
 	{"pageserver", nil},
 	{"pageserver/...", []string{"pageserver"}},
 	{"parasite", nil},
 	{"parasite/...", []string{"parasite"}},
-	{"tcprepair", []string{"tcprepair/sockopt"}},
-	{"tcprepair/sockopt", nil},
-	{"tcprepair/...", []string{"tcprepair"}},
+	{"tcprepair", []string{"tcprepair/inet"}},
+	{"tcprepair/inet", nil},
+	{"tcprepair/...", []string{"tcprepair", "tcprepair/inet"}},
 	{"trust", nil},
 	{"proto/...", nil},
 
@@ -48,7 +48,7 @@ var layers = []layer{
 	{"migrate/wire", []string{"migrate/image"}},
 	{"migrate/procfs", []string{"migrate/image"}},
 	{"migrate/dirty", []string{"migrate/image", "migrate/procfs", "pageserver"}},
-	{"migrate/resource", []string{"migrate", "migrate/image", "migrate/procfs", "parasite", "tcprepair", "tcprepair/sockopt"}},
+	{"migrate/resource", []string{"migrate", "migrate/image", "migrate/procfs", "parasite", "tcprepair", "tcprepair/inet", "tcprepair/udp"}},
 	{"migrate/source", engine},
 	{"migrate/target", engine},
 

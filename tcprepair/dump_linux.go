@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/pagurus-project/pagurus/tcprepair/sockopt"
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
 // ErrUnsupported says that a socket cannot be taken apart, with the reason.
@@ -28,14 +28,14 @@ func Look(fd int) (s *Socket, waiting int, err error) {
 	}
 	if s.State.Connected() {
 		s.Negotiated = info.negotiated
-		if s.Negotiated.MSS, err = sockopt.GetInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG); err != nil {
+		if s.Negotiated.MSS, err = inet.GetInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG); err != nil {
 			return nil, 0, fmt.Errorf("reading TCP_MAXSEG: %w", err)
 		}
-		reuse, err := sockopt.TCP.Kind(unix.SOL_SOCKET, unix.SO_REUSEADDR).Get(fd)
+		reuse, err := inet.TCP.Kind(unix.SOL_SOCKET, unix.SO_REUSEADDR).Get(fd)
 		if err != nil {
 			return nil, 0, fmt.Errorf("reading SO_REUSEADDR: %w", err)
 		}
-		s.Options = []sockopt.Option{{Level: unix.SOL_SOCKET, Name: unix.SO_REUSEADDR, Value: reuse}}
+		s.Options = []inet.Option{{Level: unix.SOL_SOCKET, Name: unix.SO_REUSEADDR, Value: reuse}}
 		return s, 0, nil
 	}
 	if err := s.readSettings(fd); err != nil {
@@ -119,7 +119,7 @@ func (s *Socket) identify(fd int) (i info, err error) {
 	if err := s.readAddresses(fd); err != nil {
 		return i, err
 	}
-	if layer, err := sockopt.Get(fd, unix.SOL_TCP, unix.TCP_ULP, sockopt.Longest); !s.MPTCP && err == nil && len(layer) > 0 {
+	if layer, err := inet.Get(fd, unix.SOL_TCP, unix.TCP_ULP, inet.Longest); !s.MPTCP && err == nil && len(layer) > 0 {
 		return i, fmt.Errorf("a socket with the protocol %s on top %w", bytes.TrimRight(layer, "\x00"), ErrUnsupported)
 	}
 	if s.State == Listen {
@@ -131,13 +131,13 @@ func (s *Socket) identify(fd int) (i info, err error) {
 // readSettings reads what was set of a socket that is not in repair mode, which changes
 // some of it.
 func (s *Socket) readSettings(fd int) (err error) {
-	if s.Options, err = sockopt.TCP.Read(fd, s.IPv6); err != nil {
+	if s.Options, err = inet.TCP.Read(fd, s.IPv6); err != nil {
 		return err
 	}
-	if s.Buffers, err = sockopt.ReadBuffers(fd); err != nil {
+	if s.Buffers, err = inet.ReadBuffers(fd); err != nil {
 		return err
 	}
-	if s.Filter, err = sockopt.ReadFilter(fd); err != nil && !sockopt.Unknown(err) {
+	if s.Filter, err = inet.ReadFilter(fd); err != nil && !inet.Unknown(err) {
 		return fmt.Errorf("reading the filter: %w", err)
 	}
 	return nil
@@ -160,7 +160,7 @@ const (
 
 func readInfo(fd int) (info, error) {
 	// tcpi_state, ..., tcpi_options at 5, both scales at 6, tcpi_unacked at 24, tcpi_sacked at 28.
-	raw, err := sockopt.Get(fd, unix.SOL_TCP, unix.TCP_INFO, 32)
+	raw, err := inet.Get(fd, unix.SOL_TCP, unix.TCP_INFO, 32)
 	if err != nil {
 		return info{}, fmt.Errorf("reading TCP_INFO: %w", err)
 	}
@@ -181,7 +181,7 @@ func (s *Socket) readAddresses(fd int) error {
 	if err != nil {
 		return err
 	}
-	if s.Local, err = endpoint(sa); err != nil {
+	if s.Local, err = inet.Endpoint(sa); err != nil {
 		return err
 	}
 	if s.Local.Addr().IsUnspecified() && s.Local.Port() == 0 {
@@ -193,7 +193,7 @@ func (s *Socket) readAddresses(fd int) error {
 	if sa, err = unix.Getpeername(fd); err != nil {
 		return err
 	}
-	s.Remote, err = endpoint(sa)
+	s.Remote, err = inet.Endpoint(sa)
 	return err
 }
 
@@ -227,13 +227,13 @@ func (s *Socket) readClosed(fd int) error {
 // readConnection reads what a connection consists of. The socket is in repair mode.
 func (s *Socket) readConnection(fd int) error {
 	var err error
-	if s.Negotiated.MSS, err = sockopt.GetInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG); err != nil {
+	if s.Negotiated.MSS, err = inet.GetInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG); err != nil {
 		return fmt.Errorf("reading TCP_MAXSEG: %w", err)
 	}
-	if s.Timestamp, err = sockopt.GetInt(fd, unix.SOL_TCP, unix.TCP_TIMESTAMP); err != nil {
+	if s.Timestamp, err = inet.GetInt(fd, unix.SOL_TCP, unix.TCP_TIMESTAMP); err != nil {
 		return fmt.Errorf("reading TCP_TIMESTAMP: %w", err)
 	}
-	raw, err := sockopt.Get(fd, unix.SOL_TCP, unix.TCP_REPAIR_WINDOW, 4*5)
+	raw, err := inet.Get(fd, unix.SOL_TCP, unix.TCP_REPAIR_WINDOW, 4*5)
 	if err != nil {
 		return fmt.Errorf("reading TCP_REPAIR_WINDOW: %w", err)
 	}
@@ -312,7 +312,7 @@ func peek(fd, queue, n int, q *Queue) (end uint32, err error) {
 	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, queue); err != nil {
 		return 0, err
 	}
-	if end, err = sockopt.GetInt(fd, unix.SOL_TCP, unix.TCP_QUEUE_SEQ); err != nil {
+	if end, err = inet.GetInt(fd, unix.SOL_TCP, unix.TCP_QUEUE_SEQ); err != nil {
 		return 0, err
 	}
 	if n < 0 {
@@ -343,7 +343,7 @@ func Resume(fd int, s *Socket) error {
 	if err != nil {
 		return fmt.Errorf("leaving repair mode: %w", err)
 	}
-	return sockopt.TCP.Set(fd, s.Options, nil, sockopt.AtLast)
+	return inet.TCP.Set(fd, s.Options, nil, inet.AtLast)
 }
 
 // Discard closes a socket that Dump has read, if fd is its last descriptor:

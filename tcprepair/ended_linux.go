@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/pagurus-project/pagurus/tcprepair/sockopt"
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
 // end makes a socket that has had a connection. Whom with, nobody can ask it any
@@ -69,7 +69,7 @@ func (s *Socket) former(peer int) (*Socket, error) {
 	former.Window = Window{MaxWindow: maxUserMSS, ReceiveWindow: maxUserMSS, ReceiveWindowT: 1}
 	name, err := unix.Getsockname(peer)
 	if err == nil {
-		former.Remote, err = endpoint(name)
+		former.Remote, err = inet.Endpoint(name)
 	}
 	return &former, err
 }
@@ -85,10 +85,10 @@ func (s *Socket) mute() (fd int, err error) {
 		if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_ON); err != nil {
 			return fmt.Errorf("entering repair mode: %w", err)
 		}
-		if err := (sockopt.Filter{unix.BPF_RET | unix.BPF_K}).Attach(fd); err != nil { // takes nothing
+		if err := (inet.Filter{unix.BPF_RET | unix.BPF_K}).Attach(fd); err != nil { // takes nothing
 			return fmt.Errorf("attaching a filter: %w", err)
 		}
-		to, err := sockaddr(s.Local, s.IPv6)
+		to, err := inet.Sockaddr(s.Local, s.IPv6)
 		if err != nil {
 			return err
 		}

@@ -10,19 +10,19 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/pagurus-project/pagurus/tcprepair/sockopt"
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
 // other gives an option a value that it does not have yet, and reports whether
 // this socket takes one.
-func other(t *testing.T, k *sockopt.Kind, fd int) bool {
+func other(t *testing.T, k *inet.Kind, fd int) bool {
 	t.Helper()
 	before, err := k.Get(fd)
 	if err != nil {
 		t.Fatalf("reading %s: %v", k.Label, err)
 	}
 	for _, value := range candidates(k) {
-		if err := sockopt.Set(fd, k.Level, k.Name, value); err != nil {
+		if err := inet.Set(fd, k.Level, k.Name, value); err != nil {
 			continue
 		}
 		if after, err := k.Get(fd); err == nil && !bytes.Equal(before, after) {
@@ -32,7 +32,7 @@ func other(t *testing.T, k *sockopt.Kind, fd int) bool {
 	return false
 }
 
-func candidates(k *sockopt.Kind) [][]byte {
+func candidates(k *inet.Kind) [][]byte {
 	switch k.Name {
 	case unix.SO_BINDTODEVICE:
 		if k.Level == unix.SOL_SOCKET {
@@ -78,18 +78,18 @@ func TestOptions(t *testing.T) {
 			t.Run(name+"/"+family, func(t *testing.T) {
 				enterNetwork(t)
 				fd := open(t, ipv6)
-				for _, o := range must(sockopt.TCP.Read(fd, ipv6)) {
-					k := sockopt.TCP.Kind(o.Level, o.Name)
+				for _, o := range must(inet.TCP.Read(fd, ipv6)) {
+					k := inet.TCP.Kind(o.Level, o.Name)
 					if !other(t, k, fd) && !slices.Contains(fixed[name], k.Label) {
 						t.Errorf("%s of %v cannot be changed", k.Label, o.Value)
 					}
 				}
 				// ld #0; ret #-1
-				program := sockopt.Filter{uint64(unix.BPF_LD | unix.BPF_IMM), uint64(unix.BPF_RET|unix.BPF_K) | 0xffffffff<<32}
+				program := inet.Filter{uint64(unix.BPF_LD | unix.BPF_IMM), uint64(unix.BPF_RET|unix.BPF_K) | 0xffffffff<<32}
 				if err := program.Attach(fd); err != nil {
 					t.Fatal(err)
 				}
-				before := byLabel(must(sockopt.TCP.Read(fd, ipv6)))
+				before := byLabel(must(inet.TCP.Read(fd, ipv6)))
 				s := must(Dump(fd))
 				if err := Discard(fd); err != nil {
 					t.Fatal(err)
@@ -98,13 +98,13 @@ func TestOptions(t *testing.T) {
 				if err := Activate(moved, s); err != nil {
 					t.Fatal(err)
 				}
-				if diff := cmp.Diff(before, byLabel(must(sockopt.TCP.Read(moved, ipv6)))); diff != "" {
+				if diff := cmp.Diff(before, byLabel(must(inet.TCP.Read(moved, ipv6)))); diff != "" {
 					t.Errorf("options (-before +after):\n%s", diff)
 				}
-				if diff := cmp.Diff(program, must(sockopt.ReadFilter(moved))); diff != "" {
+				if diff := cmp.Diff(program, must(inet.ReadFilter(moved))); diff != "" {
 					t.Errorf("filter (-before +after):\n%s", diff)
 				}
-				if diff := cmp.Diff(s.Buffers, must(sockopt.ReadBuffers(moved))); diff != "" {
+				if diff := cmp.Diff(s.Buffers, must(inet.ReadBuffers(moved))); diff != "" {
 					t.Errorf("buffers (-before +after):\n%s", diff)
 				}
 			})
@@ -112,10 +112,10 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-func byLabel(all []sockopt.Option) map[string][]byte {
+func byLabel(all []inet.Option) map[string][]byte {
 	m := make(map[string][]byte)
 	for _, o := range all {
-		m[sockopt.TCP.Kind(o.Level, o.Name).Label] = o.Value
+		m[inet.TCP.Kind(o.Level, o.Name).Label] = o.Value
 	}
 	return m
 }

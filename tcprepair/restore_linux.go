@@ -6,13 +6,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/pagurus-project/pagurus/tcprepair/sockopt"
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
 // A Restorer makes sockets. It knows how new ones look, so that many are made
 // quickly; as that can change (sysctl(8)), it is to be used for a moment. Its methods
 // may be called from any goroutine of one network namespace.
-type Restorer struct{ four, six sockopt.Fresh }
+type Restorer struct{ four, six inet.Fresh }
 
 // NewRestorer looks at new sockets.
 func NewRestorer() (*Restorer, error) {
@@ -32,13 +32,13 @@ func NewRestorer() (*Restorer, error) {
 	return r, nil
 }
 
-func freshOptions(ipv6 bool) (sockopt.Fresh, error) {
+func freshOptions(ipv6 bool) (inet.Fresh, error) {
 	fd, err := (&Socket{IPv6: ipv6}).socket()
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	return sockopt.TCP.Fresh(fd, ipv6)
+	return inet.TCP.Fresh(fd, ipv6)
 }
 
 // Restore makes a socket of what Dump has read on another host. A connection is
@@ -91,7 +91,7 @@ func (s *Socket) socket() (int, error) {
 	return fd, nil
 }
 
-func (s *Socket) build(fd int, early bool, fresh sockopt.Fresh) error {
+func (s *Socket) build(fd int, early bool, fresh inet.Fresh) error {
 	if err := s.bind(fd, early, fresh); err != nil {
 		return err
 	}
@@ -124,12 +124,12 @@ func CanBind(s *Socket, early bool) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := sockopt.TCP.Set(fd, s.Options, nil, sockopt.BeforeBind); err != nil {
+	if err := inet.TCP.Set(fd, s.Options, nil, inet.BeforeBind); err != nil {
 		return err
 	}
 	for i := range s.Options {
 		if o := &s.Options[i]; o.Level == unix.SOL_SOCKET && o.Name == unix.SO_REUSEADDR {
-			if err := sockopt.Set(fd, o.Level, o.Name, o.Value); err != nil {
+			if err := inet.Set(fd, o.Level, o.Name, o.Value); err != nil {
 				return err
 			}
 		}
@@ -139,7 +139,7 @@ func CanBind(s *Socket, early bool) error {
 
 // bindTo binds the socket to its local address.
 func (s *Socket) bindTo(fd int, early bool) error {
-	local, err := sockaddr(s.Local, s.IPv6)
+	local, err := inet.Sockaddr(s.Local, s.IPv6)
 	if err != nil {
 		return err
 	}
@@ -152,38 +152,18 @@ func (s *Socket) bindTo(fd int, early bool) error {
 }
 
 // abroad calls f; early, while the socket may be bound to an address that the host
-// does not have, and connected from it (IP_TRANSPARENT, ip(7)).
+// does not have, and connected from it.
 func (s *Socket) abroad(fd int, early bool, f func() error) error {
 	if !early {
 		return f()
 	}
-	level, name := unix.SOL_IP, unix.IP_TRANSPARENT // one switch under two names
-	if s.IPv6 {
-		level, name = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
-	}
-	was, err := unix.GetsockoptInt(fd, level, name)
-	if s.MPTCP && errors.Is(err, unix.EOPNOTSUPP) {
-		was, err = 0, nil // it cannot be asked on older kernels, and is new
-	}
-	if err == nil {
-		err = unix.SetsockoptInt(fd, level, name, 1)
-	}
-	if err != nil {
-		return fmt.Errorf("setting IP_TRANSPARENT: %w", err)
-	}
-	if err := f(); err != nil {
-		return err
-	}
-	if err := unix.SetsockoptInt(fd, level, name, was); err != nil {
-		return fmt.Errorf("setting IP_TRANSPARENT: %w", err)
-	}
-	return nil
+	return inet.Abroad(fd, s.IPv6, f)
 }
 
 // bind gives the socket its local address, where no other socket is in the way
 // of that: in repair mode, which MPTCP does not have.
-func (s *Socket) bind(fd int, early bool, fresh sockopt.Fresh) error {
-	if err := sockopt.TCP.Set(fd, s.Options, fresh, sockopt.BeforeBind); err != nil {
+func (s *Socket) bind(fd int, early bool, fresh inet.Fresh) error {
+	if err := inet.TCP.Set(fd, s.Options, fresh, inet.BeforeBind); err != nil {
 		return err
 	}
 	if s.MPTCP {
@@ -201,7 +181,7 @@ func (s *Socket) bind(fd int, early bool, fresh sockopt.Fresh) error {
 
 // settle gives a socket without a connection what is left.
 func (s *Socket) settle(fd int) error {
-	if err := sockopt.TCP.Set(fd, s.Options, nil, sockopt.WhileSilent); err != nil {
+	if err := inet.TCP.Set(fd, s.Options, nil, inet.WhileSilent); err != nil {
 		return err
 	}
 	return s.leaveRepair(fd)
@@ -222,7 +202,7 @@ func (s *Socket) leaveRepair(fd int) error {
 
 // finish sets what acts at once.
 func (s *Socket) finish(fd int) error {
-	if err := sockopt.TCP.Set(fd, s.Options, nil, sockopt.AtLast); err != nil {
+	if err := inet.TCP.Set(fd, s.Options, nil, inet.AtLast); err != nil {
 		return err
 	}
 	if len(s.Filter) == 0 {
@@ -235,42 +215,42 @@ func (s *Socket) finish(fd int) error {
 }
 
 // connect makes the connection as it was, without a packet.
-func (s *Socket) connect(fd int, early bool, fresh sockopt.Fresh) error {
-	if err := sockopt.SetInt(fd, unix.SOL_TCP, unix.TCP_TIMESTAMP, s.Timestamp); err != nil {
+func (s *Socket) connect(fd int, early bool, fresh inet.Fresh) error {
+	if err := inet.SetInt(fd, unix.SOL_TCP, unix.TCP_TIMESTAMP, s.Timestamp); err != nil {
 		return fmt.Errorf("setting TCP_TIMESTAMP: %w", err)
 	}
 	for queue, seq := range map[int]uint32{receiveQueue: s.Receive.Seq, sendQueue: s.Send.Seq} {
 		err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, queue)
 		if err == nil {
-			err = sockopt.SetInt(fd, unix.SOL_TCP, unix.TCP_QUEUE_SEQ, seq)
+			err = inet.SetInt(fd, unix.SOL_TCP, unix.TCP_QUEUE_SEQ, seq)
 		}
 		if err != nil {
 			return fmt.Errorf("setting TCP_QUEUE_SEQ: %w", err)
 		}
 	}
-	remote, err := sockaddr(s.Remote, s.IPv6)
+	remote, err := inet.Sockaddr(s.Remote, s.IPv6)
 	if err != nil {
 		return err
 	}
 	// The size of segments is worked out by connect, and not again before the
 	// path's MTU changes (tcp_connect_init, tcp_current_mss).
-	if err := sockopt.SetInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG, min(s.Negotiated.MSS, maxUserMSS)); err != nil {
+	if err := inet.SetInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG, min(s.Negotiated.MSS, maxUserMSS)); err != nil {
 		return fmt.Errorf("setting TCP_MAXSEG: %w", err)
 	}
 	err = s.abroad(fd, early, func() error { return unix.Connect(fd, remote) })
 	if err != nil {
 		return fmt.Errorf("connecting: %w", err)
 	}
-	if err := sockopt.SetInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG, 0); err != nil {
+	if err := inet.SetInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG, 0); err != nil {
 		return fmt.Errorf("setting TCP_MAXSEG: %w", err)
 	}
 	if err := setBuffers(fd, s); err != nil {
 		return err
 	}
-	if err := sockopt.Set(fd, unix.SOL_TCP, unix.TCP_REPAIR_OPTIONS, s.Negotiated.encode()); err != nil {
+	if err := inet.Set(fd, unix.SOL_TCP, unix.TCP_REPAIR_OPTIONS, s.Negotiated.encode()); err != nil {
 		return fmt.Errorf("setting TCP_REPAIR_OPTIONS: %w", err)
 	}
-	if err := sockopt.TCP.Set(fd, s.Options, fresh, sockopt.WhileSilent); err != nil {
+	if err := inet.TCP.Set(fd, s.Options, fresh, inet.WhileSilent); err != nil {
 		return err
 	}
 	if err := fill(fd, receiveQueue, s.Receive.Data); err != nil {
@@ -326,7 +306,7 @@ func (s *Socket) reach(fd int) error {
 
 func (s *Socket) setWindow(fd int) error {
 	w := &s.Window
-	err := sockopt.Set(fd, unix.SOL_TCP, unix.TCP_REPAIR_WINDOW,
+	err := inet.Set(fd, unix.SOL_TCP, unix.TCP_REPAIR_WINDOW,
 		encode(w.SendWL1, w.SendWindow, w.MaxWindow, w.ReceiveWindow, w.ReceiveWindowT))
 	if err != nil {
 		return fmt.Errorf("setting TCP_REPAIR_WINDOW: %w", err)
@@ -468,7 +448,7 @@ func (s *Socket) unsent(fd int) ([]byte, error) {
 	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, sendQueue); err != nil {
 		return nil, fmt.Errorf("setting TCP_REPAIR_QUEUE: %w", err)
 	}
-	next, err := sockopt.GetInt(fd, unix.SOL_TCP, unix.TCP_QUEUE_SEQ)
+	next, err := inet.GetInt(fd, unix.SOL_TCP, unix.TCP_QUEUE_SEQ)
 	if err == nil {
 		err = unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, noQueue)
 	}
@@ -485,7 +465,7 @@ func (s *Socket) unsent(fd int) ([]byte, error) {
 func setBuffers(fd int, s *Socket) error {
 	send := max(s.Buffers.Send, overhead*uint32(len(s.Send.Data)))
 	receive := max(s.Buffers.Receive, overhead*uint32(len(s.Receive.Data)))
-	return sockopt.Buffers{Send: send, Receive: receive}.Force(fd)
+	return inet.Buffers{Send: send, Receive: receive}.Force(fd)
 }
 
 // overhead is how many bytes of buffer one of data takes at most.

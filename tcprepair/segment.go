@@ -3,6 +3,8 @@ package tcprepair
 import (
 	"encoding/binary"
 	"net/netip"
+
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
 // Flags of a segment (RFC 9293, 3.1).
@@ -48,7 +50,7 @@ func (s *segment) packet() []byte {
 		ip[8], ip[9] = hops, protocolTCP
 		copy(ip[12:], from.AsSlice())
 		copy(ip[16:], to.AsSlice())
-		binary.BigEndian.PutUint16(ip[10:], checksum(ip))
+		binary.BigEndian.PutUint16(ip[10:], inet.Checksum(ip))
 	} else {
 		ip = make([]byte, header6Bytes)
 		ip[0] = 6 << 4
@@ -74,23 +76,5 @@ func Seal(packet []byte, at int) {
 	binary.BigEndian.PutUint16(tcp[offset:], 0)
 	// The pseudo header of both (RFC 9293, 3.1; RFC 8200, 8.1) sums up alike.
 	rest := binary.BigEndian.AppendUint32([]byte{0, protocolTCP}, uint32(len(tcp)))
-	binary.BigEndian.PutUint16(tcp[offset:], checksum(addresses, rest, tcp))
-}
-
-// checksum is the internet checksum (RFC 1071) of parts, each of an even number
-// of bytes but for the last one.
-func checksum(parts ...[]byte) uint16 {
-	var sum uint32
-	for _, part := range parts {
-		for ; len(part) >= 2; part = part[2:] {
-			sum += uint32(binary.BigEndian.Uint16(part))
-		}
-		if len(part) == 1 {
-			sum += uint32(part[0]) << 8
-		}
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
+	binary.BigEndian.PutUint16(tcp[offset:], inet.Checksum(addresses, rest, tcp))
 }

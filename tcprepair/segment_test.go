@@ -6,7 +6,7 @@ import (
 	"net/netip"
 	"testing"
 
-	"github.com/pagurus-project/pagurus/tcprepair/sockopt"
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
 // Summed up with its checksums, a packet is zero (RFC 1071).
@@ -21,7 +21,7 @@ func TestChecksums(t *testing.T) {
 		var addresses []byte
 		if packet[0]>>4 == 4 {
 			length = headerBytes
-			if sum := checksum(packet[:length]); sum != 0 {
+			if sum := inet.Checksum(packet[:length]); sum != 0 {
 				t.Errorf("%v: the IP header sums up to %#x", ends, sum)
 			}
 			addresses = packet[12:20]
@@ -30,7 +30,7 @@ func TestChecksums(t *testing.T) {
 		}
 		pseudo := binary.BigEndian.AppendUint32(append([]byte(nil), addresses...), protocolTCP)
 		pseudo = binary.BigEndian.AppendUint32(pseudo, uint32(len(packet)-length))
-		if sum := checksum(pseudo, packet[length:]); sum != 0 {
+		if sum := inet.Checksum(pseudo, packet[length:]); sum != 0 {
 			t.Errorf("%v: the segment sums up to %#x", ends, sum)
 		}
 	}
@@ -48,7 +48,7 @@ func FuzzValidate(f *testing.F) {
 		}
 		_ = s.Send.Data[:len(s.Send.Data)-s.Unsent]
 		for i := range s.Options {
-			if sockopt.TCP.Kind(s.Options[i].Level, s.Options[i].Name) == nil {
+			if inet.TCP.Kind(s.Options[i].Level, s.Options[i].Name) == nil {
 				t.Errorf("option %v", s.Options[i])
 			}
 		}
@@ -56,7 +56,7 @@ func FuzzValidate(f *testing.F) {
 			if !a.IsValid() {
 				continue
 			}
-			if _, err := sockaddr(a, s.IPv6); err != nil {
+			if _, err := inet.Sockaddr(a, s.IPv6); err != nil {
 				t.Errorf("address %v: %v", a, err)
 			}
 		}

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/pagurus-project/pagurus/tcprepair/sockopt"
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
 // State is a state of RFC 9293, numbered as the kernel does
@@ -74,14 +74,14 @@ type Socket struct {
 	Negotiated Negotiated     `json:",omitzero"`
 	Timestamp  uint32         `json:",omitzero"` // of this end, by the kernel's clock and the connection's offset
 
-	Buffers sockopt.Buffers  `json:",omitzero"`
-	Options []sockopt.Option `json:",omitzero"`
-	Filter  sockopt.Filter   `json:",omitzero"` // SO_ATTACH_FILTER
+	Buffers inet.Buffers  `json:",omitzero"`
+	Options []inet.Option `json:",omitzero"`
+	Filter  inet.Filter   `json:",omitzero"` // SO_ATTACH_FILTER
 }
 
 // OnlyIPv6 reports a socket that takes no IPv4 (IPV6_V6ONLY).
 func (s *Socket) OnlyIPv6() bool {
-	return slices.ContainsFunc(s.Options, func(o sockopt.Option) bool {
+	return slices.ContainsFunc(s.Options, func(o inet.Option) bool {
 		return o.Level == unix.SOL_IPV6 && o.Name == unix.IPV6_V6ONLY && slices.ContainsFunc(o.Value, func(b byte) bool { return b != 0 })
 	})
 }
@@ -104,7 +104,7 @@ func (s *Socket) Rest() *Socket {
 	if s.Ended { // that may all happen in Arrive
 		return &rest
 	}
-	rest.Options = slices.DeleteFunc(slices.Clone(s.Options), func(o sockopt.Option) bool { return sockopt.TCP.Kind(o.Level, o.Name).Phase != sockopt.AtLast })
+	rest.Options = slices.DeleteFunc(slices.Clone(s.Options), func(o inet.Option) bool { return inet.TCP.Kind(o.Level, o.Name).Phase != inet.AtLast })
 	rest.Receive = Queue{Seq: s.Receive.Seq, Skipped: uint32(len(s.Receive.Data))}
 	sent := len(s.Send.Data) - s.Unsent
 	rest.Send = Queue{Seq: s.Send.Seq, Skipped: uint32(sent), Data: s.Send.Data[sent:]}
@@ -146,7 +146,7 @@ func (s *Socket) Validate() error {
 		return err
 	}
 	for i := range s.Options {
-		if err := sockopt.TCP.Validate(&s.Options[i]); err != nil {
+		if err := inet.TCP.Validate(&s.Options[i]); err != nil {
 			return fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 	}

@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
 // deaf makes an end lose every segment that comes to it, until the function
@@ -74,7 +76,7 @@ func (e end) take(early bool) (*Socket, end) {
 		e.t.Fatalf("restore: %v", err)
 	}
 	if early && s.Ended { // somebody has begun with it
-		to, err := sockaddr(s.Local, s.IPv6)
+		to, err := inet.Sockaddr(s.Local, s.IPv6)
 		if err == nil {
 			err = unix.Connect(fd, to) // in repair mode, which needs nobody there
 		}

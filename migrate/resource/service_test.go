@@ -15,7 +15,7 @@ import (
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/tcprepair"
-	"github.com/pagurus-project/pagurus/tcprepair/sockopt"
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
 // Addresses to which sockets are bound go along, and those that are asked for.
@@ -26,7 +26,7 @@ func TestAddressesAlong(t *testing.T) {
 		s := &tcprepair.Socket{State: tcprepair.Listen, Local: netip.MustParseAddrPort(local)}
 		s.IPv6 = s.Local.Addr().Is6()
 		if only6 {
-			s.Options = []sockopt.Option{{Level: unix.SOL_IPV6, Name: unix.IPV6_V6ONLY, Value: []byte{1, 0, 0, 0}}}
+			s.Options = []inet.Option{{Level: unix.SOL_IPV6, Name: unix.IPV6_V6ONLY, Value: []byte{1, 0, 0, 0}}}
 		}
 		return image.File{TCP: s}
 	}

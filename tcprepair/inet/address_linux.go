@@ -1,4 +1,4 @@
-package tcprepair
+package inet
 
 import (
 	"fmt"
@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// endpoint converts what the kernel tells. An address that was never set is
+// Endpoint converts what the kernel tells. An address that was never set is
 // the invalid one.
-func endpoint(sa unix.Sockaddr) (netip.AddrPort, error) {
+func Endpoint(sa unix.Sockaddr) (netip.AddrPort, error) {
 	var a netip.AddrPort
 	switch sa := sa.(type) {
 	case *unix.SockaddrInet4:
@@ -21,12 +21,13 @@ func endpoint(sa unix.Sockaddr) (netip.AddrPort, error) {
 		}
 		a = netip.AddrPortFrom(addr, uint16(sa.Port))
 	default:
-		return a, fmt.Errorf("not a TCP address: %T", sa)
+		return a, fmt.Errorf("not an internet address: %T", sa)
 	}
 	return a, nil
 }
 
-func sockaddr(a netip.AddrPort, ipv6 bool) (unix.Sockaddr, error) {
+// Sockaddr converts it back, for a socket of that family.
+func Sockaddr(a netip.AddrPort, ipv6 bool) (unix.Sockaddr, error) {
 	if !ipv6 {
 		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}, nil
 	}

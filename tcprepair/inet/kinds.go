@@ -1,4 +1,4 @@
-package sockopt
+package inet
 
 import (
 	"fmt"

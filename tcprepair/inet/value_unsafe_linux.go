@@ -1,4 +1,4 @@
-package sockopt
+package inet
 
 import (
 	"unsafe"
@@ -8,14 +8,18 @@ import (
 
 // Get is getsockopt(2) for a value of up to most bytes.
 func Get(fd, level, name, most int) ([]byte, error) {
-	value := make([]byte, most)
-	length := uint32(most)
+	return Ask(fd, level, name, make([]byte, most))
+}
+
+// Ask is Get where the value says what is asked for; the answer takes its place.
+func Ask(fd, level, name int, value []byte) ([]byte, error) {
+	length := uint32(len(value))
 	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
 		uintptr(unsafe.Pointer(unsafe.SliceData(value))), uintptr(unsafe.Pointer(&length)), 0)
 	if errno != 0 {
 		return nil, errno
 	}
-	return value[:min(int(length), most)], nil
+	return value[:min(int(length), len(value))], nil
 }
 
 // A Filter is a program of classic BPF (SO_ATTACH_FILTER), each instruction eight bytes

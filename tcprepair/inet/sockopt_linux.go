@@ -1,4 +1,4 @@
-package sockopt
+package inet
 
 import (
 	"bytes"
@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Longest is more than any value of an Kind without a size.
+// Longest is more than any value of a Kind without a size.
 const Longest = 64
 
 // Get reads it from a socket.

@@ -1,0 +1,132 @@
+package udp
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
+)
+
+// Restore makes a socket of what Look has read on another host, but for its queue. The local
+// address must be the host's own by now; early, it may become that later.
+// The descriptor is non-blocking and closed by exec. The caller needs CAP_NET_ADMIN and
+// CAP_NET_RAW. On an error nothing is left.
+func Restore(s *Socket, early bool) (fd int, err error) {
+	if err := s.Validate(); err != nil {
+		return -1, err
+	}
+	if fd, err = s.socket(); err != nil {
+		return -1, err
+	}
+	if err := s.build(fd, early); err != nil {
+		return -1, errors.Join(fmt.Errorf("restoring the UDP socket at %v: %w", s.Local, err), unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// CanBind reports why this host would not let a socket have its local address at present:
+// the address is not the host's, or another socket has the port. To find out, the address
+// is taken for a moment. Early, the address need not be the host's, as for Restore.
+func CanBind(s *Socket, early bool) error {
+	if err := s.Validate(); err != nil {
+		return err
+	}
+	fd, err := s.socket()
+	if err != nil {
+		return err
+	}
+	return errors.Join(s.bind(fd, early), unix.Close(fd))
+}
+
+func (s *Socket) socket() (int, error) {
+	domain := unix.AF_INET
+	if s.IPv6 {
+		domain = unix.AF_INET6
+	}
+	fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_UDP)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.Fchown(fd, int(s.UID), int(s.GID)); err != nil {
+		return -1, errors.Join(fmt.Errorf("giving the socket to user %d: %w", s.UID, err), unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// bind gives it its local address.
+func (s *Socket) bind(fd int, early bool) error {
+	if err := inet.UDP.Set(fd, s.Options, nil, inet.BeforeBind); err != nil || !s.Local.IsValid() {
+		return err
+	}
+	local, err := inet.Sockaddr(s.Local, s.IPv6)
+	if err != nil {
+		return err
+	}
+	return s.abroad(fd, early, func() error {
+		if err := unix.Bind(fd, local); err != nil {
+			return fmt.Errorf("binding to %v: %w", s.Local, err)
+		}
+		return nil
+	})
+}
+
+func (s *Socket) abroad(fd int, early bool, f func() error) error {
+	if !early {
+		return f()
+	}
+	return inet.Abroad(fd, s.IPv6, f)
+}
+
+func (s *Socket) build(fd int, early bool) error {
+	if err := s.bind(fd, early); err != nil {
+		return err
+	}
+	if err := inet.UDP.Set(fd, s.Options, nil, inet.WhileSilent); err != nil {
+		return err
+	}
+	if err := s.setDevices(fd); err != nil {
+		return err
+	}
+	for i := range s.Memberships {
+		if err := s.Memberships[i].join(fd); err != nil {
+			return err
+		}
+	}
+	if err := s.connect(fd, early); err != nil {
+		return err
+	}
+	if err := s.Buffers.Settle(fd); err != nil {
+		return err
+	}
+	if len(s.Filter) > 0 {
+		if err := s.Filter.Attach(fd); err != nil {
+			return fmt.Errorf("attaching the filter: %w", err)
+		}
+	}
+	return inet.UDP.Set(fd, s.Options, nil, inet.AtLast)
+}
+
+// connect gives it its peer, and ends what was shut down: nothing is sent.
+func (s *Socket) connect(fd int, early bool) error {
+	if !s.Remote.IsValid() {
+		return nil
+	}
+	remote, err := inet.Sockaddr(s.Remote, s.IPv6)
+	if err != nil {
+		return err
+	}
+	err = s.abroad(fd, early, func() error { return unix.Connect(fd, remote) })
+	if err != nil {
+		return fmt.Errorf("connecting to %v: %w", s.Remote, err)
+	}
+	how, ok := map[Shutdown]int{ShutReceive: unix.SHUT_RD, ShutSend: unix.SHUT_WR, ShutReceive | ShutSend: unix.SHUT_RDWR}[s.Shutdown]
+	if !ok {
+		return nil
+	}
+	if err := unix.Shutdown(fd, how); err != nil {
+		return fmt.Errorf("shutting down: %w", err)
+	}
+	return nil
+}
