@@ -1,8 +1,6 @@
 package hold
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -11,47 +9,6 @@ import (
 
 	"github.com/pagurus-project/pagurus/tcprepair"
 )
-
-const (
-	header4Bytes = 20
-	header6Bytes = 40
-	tcpBytes     = 20
-	fragment     = 0x3fff // "more fragments" and the offset (RFC 791, 3.1)
-)
-
-// isTCP reports an IP packet of TCP. Extension headers of IPv6 are not looked behind.
-func isTCP(captured []byte) bool {
-	return len(captured) >= header4Bytes && (captured[0]>>4 == 4 && captured[9] == unix.IPPROTO_TCP ||
-		captured[0]>>4 == 6 && captured[6] == unix.IPPROTO_TCP)
-}
-
-// segment is the IP packet at the beginning of what was captured, if it is a
-// whole one with a TCP segment in it.
-func segment(captured []byte) ([]byte, bool) {
-	if !isTCP(captured) {
-		return nil, false
-	}
-	length := header6Bytes + int(binary.BigEndian.Uint16(captured[4:]))
-	if captured[0]>>4 == 4 {
-		if binary.BigEndian.Uint16(captured[6:])&fragment != 0 {
-			return nil, false
-		}
-		length = int(binary.BigEndian.Uint16(captured[2:]))
-	}
-	if length > len(captured) {
-		return nil, false
-	}
-	packet := captured[:length]
-	return packet, tcpAt(packet) >= header4Bytes && length >= tcpAt(packet)+tcpBytes
-}
-
-// tcpAt is where the TCP header of a packet begins.
-func tcpAt(packet []byte) int {
-	if packet[0]>>4 == 6 {
-		return header6Bytes
-	}
-	return int(packet[0]&0xf) * 4
-}
 
 // A sender delivers packets on this host, by way of its loopback device, or sends them
 // to the host that has their address.
@@ -86,36 +43,38 @@ func (s sender) close() {
 }
 
 // deliver sends all packets, whatever becomes of one of them.
-func (s sender) deliver(packets [][]byte) error {
+func (s sender) deliver(packets []packet) error {
 	var errs []error
 	for _, p := range packets {
 		err := s.send(p)
-		if errors.Is(err, unix.EMSGSIZE) {
+		if errors.Is(err, unix.EMSGSIZE) && p.protocol == protocolTCP && p.whole() {
 			err = s.sendCut(p)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("delivering a packet of %d bytes: %w", len(p), err))
+			errs = append(errs, fmt.Errorf("delivering a packet of %d bytes: %w", len(p.bytes), err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (s sender) send(p []byte) error {
-	tcprepair.Seal(p, tcpAt(p))
-	if p[0]>>4 == 4 {
-		return unix.Sendto(s.fd4, p, 0, &unix.SockaddrInet4{Addr: [4]byte(p[16:20])})
+func (s sender) send(p packet) error {
+	if p.isIPv6() {
+		return unix.Sendto(s.fd6, p.bytes, 0, &unix.SockaddrInet6{Addr: p.destination().As16()})
 	}
-	return unix.Sendto(s.fd6, p, 0, &unix.SockaddrInet6{Addr: [16]byte(p[24:40])})
+	return unix.Sendto(s.fd4, p.bytes, 0, &unix.SockaddrInet4{Addr: p.destination().As4()})
 }
 
-// sendCut sends a packet in pieces that the way allows: what comes in is put together by
-// network cards and the kernel (GRO), up to 64 KiB.
-func (s sender) sendCut(p []byte) error {
+// sendCut sends a TCP segment in pieces that the way allows: what comes in is put together
+// by network cards and the kernel (GRO), up to 64 KiB.
+func (s sender) sendCut(p packet) error {
+	if p.sum() != 0 {
+		return nil // damaged: the pieces would not be
+	}
 	mtu, err := mtuTo(p)
 	if err != nil {
 		return err
 	}
-	for _, piece := range cut(p, mtu) {
+	for _, piece := range p.segments(mtu) {
 		if err := s.send(piece); err != nil {
 			return err
 		}
@@ -124,12 +83,8 @@ func (s sender) sendCut(p []byte) error {
 }
 
 // mtuTo is the MTU of the device through which a packet goes.
-func mtuTo(p []byte) (int, error) {
-	to := p[16:20]
-	if p[0]>>4 == 6 {
-		to = p[24:40]
-	}
-	routes, err := netlink.RouteGet(to)
+func mtuTo(p packet) (int, error) {
+	routes, err := netlink.RouteGet(p.destination().AsSlice())
 	if err != nil || len(routes) == 0 {
 		return 0, fmt.Errorf("looking for the way: %w", err)
 	}
@@ -141,31 +96,4 @@ func mtuTo(p []byte) (int, error) {
 		return 0, fmt.Errorf("looking for the way: %w", err)
 	}
 	return link.Attrs().MTU, nil
-}
-
-// cut makes segments of one that is too long, each with the headers of the whole.
-func cut(p []byte, mtu int) [][]byte {
-	const fin, psh = 1 << 0, 1 << 3 // of the last one alone
-	at := tcpAt(p)
-	data := at + int(p[at+12]>>4)*4
-	room := mtu - data
-	if room <= 0 || data > len(p) {
-		return [][]byte{p}
-	}
-	var pieces [][]byte
-	for from := data; from < len(p); from += room {
-		to := min(from+room, len(p))
-		piece := append(bytes.Clone(p[:data]), p[from:to]...)
-		if piece[0]>>4 == 4 {
-			binary.BigEndian.PutUint16(piece[2:], uint16(len(piece))) // the kernel sums up the header
-		} else {
-			binary.BigEndian.PutUint16(piece[4:], uint16(len(piece)-header6Bytes))
-		}
-		binary.BigEndian.PutUint32(piece[at+4:], binary.BigEndian.Uint32(p[at+4:])+uint32(from-data))
-		if to < len(p) {
-			piece[at+13] &^= fin | psh
-		}
-		pieces = append(pieces, piece)
-	}
-	return pieces
 }

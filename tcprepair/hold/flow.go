@@ -9,9 +9,10 @@ import (
 	"regexp"
 )
 
-// A Flow is what is held: the segments from one peer to one local address and
+// A Flow is what is held: the TCP segments from one peer to one local address and
 // port, or, without a peer, from all of them, and, without a port, to all ports of
-// the address.
+// the address. In that last case UDP's datagrams are held as well, fragments included;
+// ICMP and all other protocols never are.
 type Flow struct {
 	Local  netip.AddrPort
 	Remote netip.AddrPort // not valid: anybody

@@ -1,7 +1,6 @@
 package hold
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -36,10 +35,10 @@ type Hold struct {
 	reading sync.WaitGroup
 
 	mu      sync.Mutex
-	packets [][]byte // from the IP header on
+	packets []packet
 	bytes   int
 	lost    int
-	seen    int           // in all
+	seen    int           // in all, as they were captured
 	more    chan struct{} // closed with the next one
 }
 
@@ -130,54 +129,6 @@ const mtu = 65535
 
 const ip6AddrGenModeNone = 1 // IN6_ADDR_GEN_MODE_NONE (include/uapi/linux/if_link.h)
 
-// open begins to capture at the far device. The caller's thread is in its namespace.
-func (h *Hold) open(device string) error {
-	link, err := netlink.LinkByName(device)
-	if err == nil {
-		err = netlink.LinkSetUp(link) // a socket at one that is down says so once
-	}
-	if err != nil {
-		return err
-	}
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return err
-	}
-	h.capture = os.NewFile(uintptr(fd), device)
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, mostBytes); err != nil {
-		return err
-	}
-	all := uint16(unix.ETH_P_ALL)
-	return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all<<8 | all>>8, Ifindex: link.Attrs().Index})
-}
-
-// read takes packets in until the hold is closed.
-func (h *Hold) read() {
-	buf := make([]byte, 1<<17)
-	for {
-		n, err := h.capture.Read(buf)
-		if err != nil {
-			return
-		}
-		if !isTCP(buf[:n]) {
-			continue // nothing that the rules have held
-		}
-		packet, ok := segment(buf[:n])
-		h.mu.Lock()
-		h.seen++
-		close(h.more)
-		h.more = make(chan struct{})
-		switch {
-		case !ok || h.bytes+n > mostBytes:
-			h.lost++
-		default:
-			h.packets = append(h.packets, bytes.Clone(packet))
-			h.bytes += n
-		}
-		h.mu.Unlock()
-	}
-}
-
 // Held is how many packets are held, and how many were lost for want of room.
 func (h *Hold) Held() (packets, lost int) {
 	h.mu.Lock()
@@ -186,7 +137,7 @@ func (h *Hold) Held() (packets, lost int) {
 }
 
 // take takes what is held out.
-func (h *Hold) take() [][]byte {
+func (h *Hold) take() []packet {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	packets := h.packets

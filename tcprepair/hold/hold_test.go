@@ -2,7 +2,6 @@ package hold
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -17,8 +16,6 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/pagurus-project/pagurus/tcprepair"
 )
 
 // A pair is two networks of their own, joined by a cable. The test's goroutine is
@@ -384,44 +381,6 @@ func TestForwarded(t *testing.T) {
 	})
 }
 
-// What is put together on its way in is cut for its way out, and is the same then.
-func TestCut(t *testing.T) {
-	for _, header := range []int{header4Bytes, header6Bytes} {
-		whole := make([]byte, header+tcpBytes+4, 64<<10)
-		whole[0] = byte(4<<4 | header4Bytes/4)
-		if header == header6Bytes {
-			whole[0] = 6 << 4
-		}
-		whole[header+12] = (tcpBytes + 4) / 4 << 4 // with an option
-		whole[header+13] = 0x19                    // ACK, PSH, FIN
-		binary.BigEndian.PutUint32(whole[header+4:], 1<<32-100)
-		data := make([]byte, 10_000)
-		for i := range data {
-			data[i] = byte(i * 7)
-		}
-		whole = append(whole, data...)
-		const mtu = 1300
-		var got []byte
-		pieces := cut(whole, mtu)
-		for i, p := range pieces {
-			at := tcpAt(p)
-			if len(p) > mtu || at != header {
-				t.Fatalf("piece %d of %d bytes, its segment at %d", i, len(p), at)
-			}
-			if seq := binary.BigEndian.Uint32(p[at+4:]); seq != uint32(1<<32-100+len(got)) {
-				t.Errorf("piece %d begins at %d", i, seq)
-			}
-			if last := i == len(pieces)-1; (p[at+13] == 0x19) != last || p[at+13]&0x10 == 0 {
-				t.Errorf("piece %d of %d has the flags %#x", i, len(pieces), p[at+13])
-			}
-			got = append(got, p[at+tcpBytes+4:]...)
-		}
-		if !bytes.Equal(got, data) {
-			t.Error("the pieces are not the whole")
-		}
-	}
-}
-
 // A heir is the host that has the address next: it sees what comes for it.
 type heir struct{ fd int }
 
@@ -432,6 +391,9 @@ func (p *pair) watch() heir {
 	err := p.client(func() (err error) {
 		all := uint16(unix.ETH_P_ALL)
 		h.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, int(all<<8|all>>8))
+		if err == nil {
+			err = unix.SetsockoptInt(h.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20) // it sees what goes out, too
+		}
 		return err
 	})
 	if err != nil {
@@ -458,13 +420,12 @@ func (h heir) await(text string) error {
 		if err != nil {
 			return fmt.Errorf("waiting for %q: %w", text, err)
 		}
-		packet, ok := segment(buf[:n])
-		if link, is := from.(*unix.SockaddrLinklayer); !ok || !is || link.Pkttype != unix.PACKET_HOST || !bytes.HasSuffix(packet, []byte(text)) {
+		p, ok := parse(buf[:n])
+		if link, is := from.(*unix.SockaddrLinklayer); !ok || !is || link.Pkttype != unix.PACKET_HOST ||
+			p.protocol != protocolTCP || !bytes.HasSuffix(p.bytes, []byte(text)) {
 			continue
 		}
-		sealed := bytes.Clone(packet)
-		tcprepair.Seal(sealed, tcpAt(sealed))
-		if !bytes.Equal(sealed, packet) {
+		if !p.whole() || p.sum() != 0 {
 			return fmt.Errorf("the checksum of %q is wrong", text)
 		}
 		return nil

@@ -80,8 +80,10 @@ func install(c *Config, device int) error {
 			if err := conn.AddSet(set, nil); err != nil {
 				return err
 			}
-			for _, chain := range chains {
-				conn.AddRule(&nftables.Rule{Table: in, Chain: chain, Exprs: slices.Concat(fresh, f.match(set, width, incoming), stage.match(), keep)})
+			for _, protocol := range width.protocols(stage) {
+				for _, chain := range chains {
+					conn.AddRule(&nftables.Rule{Table: in, Chain: chain, Exprs: slices.Concat(fresh, f.match(set, protocol, width, incoming), stage.match(), keep)})
+				}
 			}
 		}
 		for _, stage := range []stage{everything, strays} {
@@ -89,7 +91,7 @@ func install(c *Config, device int) error {
 			if err := conn.AddSet(set, nil); err != nil {
 				return err
 			}
-			conn.AddRule(&nftables.Rule{Table: out, Chain: output, Exprs: slices.Concat(f.match(set, width, outgoing), stage.match(), drop)})
+			conn.AddRule(&nftables.Rule{Table: out, Chain: output, Exprs: slices.Concat(f.match(set, protocolTCP, width, outgoing), stage.match(), drop)})
 		}
 	}
 	if err := conn.Flush(); err != nil {
@@ -300,6 +302,16 @@ func (f *Flow) width() width {
 	return addressesOnly
 }
 
+// protocols are what is held back at a stage. The rules find the protocol in every
+// fragment, also behind headers of IPv6 (nft_set_pktinfo_ipv4, ipv6_find_hdr), but ports
+// in the first ones alone (nft_payload_eval): who looks at ports cannot hold datagrams.
+func (w width) protocols(s stage) []byte {
+	if w == addressesOnly && s == everything {
+		return []byte{protocolTCP, protocolUDP}
+	}
+	return []byte{protocolTCP}
+}
+
 // set is a set of the local ends of flows of that width.
 func (f *sets) set(t *nftables.Table, w width, s stage) *nftables.Set {
 	name := fmt.Sprintf("ip%d%s", 8*f.addressBytes, s)
@@ -345,13 +357,13 @@ func field(a netip.AddrPort) []byte {
 	return append(b, 0, 0)
 }
 
-// match begins a rule for TCP segments of flows in the set.
-func (f *sets) match(set *nftables.Set, w width, d direction) []expr.Any {
+// match begins a rule for what flows in the set have of a protocol.
+func (f *sets) match(set *nftables.Set, protocol byte, w width, d direction) []expr.Any {
 	exprs := []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, f.network)},
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{protocol}},
 	}
 	// Registers of four bytes are numbered from 8 on (NFT_REG32_00).
 	register := uint32(unix.NFT_REG32_00)
