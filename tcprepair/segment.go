@@ -60,13 +60,13 @@ func (s *segment) packet() []byte {
 		copy(ip[24:], to.AsSlice())
 	}
 	packet := append(ip, tcp...)
-	Seal(packet, len(ip))
+	seal(packet, len(ip))
 	return packet
 }
 
-// Seal puts the checksum of its segment, which begins at the given place, into an
-// IP packet. One that was to be completed by a network card carries a part of it.
-func Seal(packet []byte, at int) {
+// seal puts the checksum of its segment, which begins at the given place, into an
+// IP packet.
+func seal(packet []byte, at int) {
 	const offset = 16 // in the TCP header
 	addresses := packet[12:20]
 	if packet[0]>>4 == 6 {

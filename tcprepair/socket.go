@@ -79,13 +79,6 @@ type Socket struct {
 	Filter  inet.Filter   `json:",omitzero"` // SO_ATTACH_FILTER
 }
 
-// OnlyIPv6 reports a socket that takes no IPv4 (IPV6_V6ONLY).
-func (s *Socket) OnlyIPv6() bool {
-	return slices.ContainsFunc(s.Options, func(o inet.Option) bool {
-		return o.Level == unix.SOL_IPV6 && o.Name == unix.IPV6_V6ONLY && slices.ContainsFunc(o.Value, func(b byte) bool { return b != 0 })
-	})
-}
-
 // A Queue is data in order. Seq is the sequence number of the first byte. Of what Rest
 // returns, Skipped bytes are left out before the data.
 type Queue struct {

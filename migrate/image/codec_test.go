@@ -101,7 +101,7 @@ func sampleLayout() *Layout {
 }
 
 // sameAs compares images; on the wire an empty list is the same as none.
-var sameAs = cmp.Options{cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.AddrPort{}, netip.Prefix{})}
+var sameAs = cmp.Options{cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.AddrPort{}, netip.Addr{}, netip.Prefix{})}
 
 func TestSampleSurvives(t *testing.T) {
 	want := sample()
@@ -140,11 +140,13 @@ func TestEveryFieldSurvives(t *testing.T) {
 		addr, _ := netip.AddrFromSlice(rapid.SliceOfN(rapid.Byte(), size, size).Draw(t, "address"))
 		return netip.AddrPortFrom(addr, rapid.Uint16().Draw(t, "port"))
 	})
+	addr := rapid.Map(address, func(a netip.AddrPort) netip.Addr { return a.Addr() })
 	prefix := rapid.Map(address, func(a netip.AddrPort) netip.Prefix {
 		return netip.PrefixFrom(a.Addr(), int(a.Port())%33)
 	})
 	image := rapid.MakeCustom[Image](rapid.MakeConfig{Types: map[reflect.Type]*rapid.Generator[any]{
 		reflect.TypeFor[string](): name.AsAny(), reflect.TypeFor[netip.AddrPort](): address.AsAny(), reflect.TypeFor[netip.Prefix](): prefix.AsAny(),
+		reflect.TypeFor[netip.Addr](): addr.AsAny(),
 	}})
 	rapid.Check(t, func(t *rapid.T) {
 		want := image.Draw(t, "image")

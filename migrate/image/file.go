@@ -1,6 +1,9 @@
 package image
 
-import "github.com/pagurus-project/pagurus/tcprepair"
+import (
+	"github.com/pagurus-project/pagurus/tcprepair"
+	"github.com/pagurus-project/pagurus/tcprepair/udp"
+)
 
 // A Descriptor is one entry of a process's table.
 type Descriptor struct {
@@ -27,6 +30,7 @@ const (
 	FileInotify   FileKind = "inotify"   // Inotify
 	FileSocket    FileKind = "socket"    // Socket
 	FileTCP       FileKind = "tcp"       // TCP
+	FileUDP       FileKind = "udp"       // UDP
 )
 
 // A File is an open file description (open(2)): what descriptors made by dup
@@ -50,6 +54,7 @@ type File struct {
 	Inotify    *Inotify `cbor:"inotify,omitempty"`
 
 	TCP *tcprepair.Socket `cbor:"tcp,omitempty"`
+	UDP *udp.Socket       `cbor:"udp,omitempty"`
 }
 
 // Owner is who gets the signals of a descriptor (F_SETOWN_EX, F_SETSIG).

@@ -217,6 +217,8 @@ func (m *Image) validateFile(f *File) error {
 		ok = within(f.Socket, len(m.Sockets))
 	case FileTCP:
 		ok = f.TCP != nil && f.TCP.Validate() == nil
+	case FileUDP:
+		ok = f.UDP != nil && f.UDP.Validate() == nil
 	case FileEvent:
 		ok = f.Event != nil
 	case FileTimer:

@@ -3,14 +3,11 @@ package resource
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
-	"os"
 	"runtime"
 	"slices"
 	"sync"
 
-	"github.com/fxamacker/cbor/v2"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -41,16 +38,23 @@ func Connections(m *image.Image) []Connection {
 
 // eachConnection calls f for each.
 func eachConnection(m *image.Image, f func(pid, fd int, file *image.File)) {
+	eachFile(m, func(pid, fd int, file *image.File) {
+		if file.TCP != nil && hasConnection(file.TCP) {
+			f(pid, fd, file)
+		}
+	})
+}
+
+// eachFile calls f for each open file, with a process and a descriptor that it has there.
+func eachFile(m *image.Image, f func(pid, fd int, file *image.File)) {
 	seen := make(map[image.Index]bool)
 	for i := range m.Processes {
 		p := &m.Processes[i]
 		for _, d := range p.Descriptors {
-			file := &m.Files[d.File]
-			if seen[d.File] || file.TCP == nil || !hasConnection(file.TCP) {
-				continue
+			if !seen[d.File] {
+				seen[d.File] = true
+				f(p.PID, d.FD, &m.Files[d.File])
 			}
-			seen[d.File] = true
-			f(p.PID, d.FD, file)
 		}
 	}
 }
@@ -63,6 +67,10 @@ func (d *TreeDump) WarnConnections(m *image.Image) {
 	if n := len(Connections(m)); n > 0 {
 		d.Warn(migrate.CodeRecreated, "nothing has to be done", "of %d TCP connections the kernel hands over all but the congestion window, "+
 			"the estimate of the round-trip time and segments out of order: they begin anew, and the peer sends the last again; who is just connecting does that again", n)
+	}
+	if n := len(slices.DeleteFunc(slices.Clone(m.Files), func(f image.File) bool { return f.UDP == nil })); n > 0 {
+		d.Warn(migrate.CodeRecreated, "nothing has to be done", "of %d UDP sockets the kernel hands over all but errors that were not told yet (ICMP), "+
+			"and of what was not read yet when and through which device it came", n)
 	}
 }
 
@@ -133,17 +141,6 @@ func (r *TreeRestore) restoreTCP(f *image.File) (int, error) {
 // before their processes do. It may be repeated. What is lost is returned.
 func ResumeConnections(all []Connection) (lost []error) { return forEach(all, tcprepair.Resume) }
 
-// ActivateConnections lets restored connections live, before their processes do. Their
-// addresses are the host's by now. It may be repeated. What is lost is returned.
-func ActivateConnections(all []Connection) (lost []error) {
-	return forEach(all, func(fd int, s *tcprepair.Socket) error {
-		if err := tcprepair.Arrive(fd, s); err != nil {
-			return err
-		}
-		return tcprepair.Activate(fd, s)
-	})
-}
-
 // forEach calls f for each, several at a time, with a descriptor of ours.
 func forEach(all []Connection, f func(fd int, s *tcprepair.Socket) error) (failed []error) {
 	var mu sync.Mutex
@@ -168,40 +165,6 @@ func forEach(all []Connection, f func(fd int, s *tcprepair.Socket) error) (faile
 	}
 	_ = group.Wait() // has nothing to tell
 	return failed
-}
-
-// SaveConnections keeps them in a file, for who takes over from an agent that died, and
-// LoadConnections reads them back. Without any there is no file.
-func SaveConnections(path string, all []Connection) error {
-	if len(all) == 0 {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("keeping connections: %w", err)
-		}
-		return nil
-	}
-	data, err := cbor.Marshal(all)
-	if err == nil {
-		err = os.WriteFile(path, data, 0o600)
-	}
-	if err != nil {
-		return fmt.Errorf("keeping connections: %w", err)
-	}
-	return nil
-}
-
-// LoadConnections is the other half of SaveConnections.
-func LoadConnections(path string) (all []Connection, err error) {
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err == nil {
-		err = cbor.Unmarshal(data, &all)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading connections back: %w", err)
-	}
-	return all, nil
 }
 
 // Unsettled is what the kernel still does by itself for connections that no process can

@@ -41,6 +41,7 @@ var fileKinds = map[image.FileKind]fileKind{
 	image.FileSignal:    signalFile,
 	image.FileSocket:    socketEnd,
 	image.FileTCP:       tcpSocket,
+	image.FileUDP:       udpSocket,
 }
 
 func init() {
@@ -81,7 +82,7 @@ func (o *openFile) classify() (image.FileKind, bool) {
 	case unix.S_IFCHR:
 		return image.FileDevice, plainDevices[o.st.Rdev]
 	case unix.S_IFSOCK:
-		return image.FileSocket, true // or of TCP, which its dump finds out
+		return image.FileSocket, true // or of TCP or UDP, which its dump finds out
 	}
 	return "", false
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/procfs"
 	"github.com/pagurus-project/pagurus/tcprepair"
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
 // AddressesAlong returns which of the host's service addresses go along with the
@@ -29,7 +30,7 @@ func (d *TreeDump) AddressesAlong(m *image.Image, service []netip.Prefix, asked 
 		}
 	}
 	for _, p := range service {
-		bound := slices.ContainsFunc(m.Files, func(f image.File) bool { return f.TCP != nil && f.TCP.Local.Addr().Unmap() == p.Addr() })
+		bound := slices.ContainsFunc(m.Files, func(f image.File) bool { return localOf(&f).Addr().Unmap() == p.Addr() })
 		if bound || slices.Contains(asked, p.Addr()) {
 			along = append(along, p)
 			continue
@@ -37,19 +38,29 @@ func (d *TreeDump) AddressesAlong(m *image.Image, service []netip.Prefix, asked 
 		for i := range m.Files {
 			if takes(&m.Files[i], p.Addr()) {
 				d.Warn(migrate.CodeAddressStays, fmt.Sprintf("if it is for this process: --with-address %v", p.Addr()),
-					"the process listens on port %d of all addresses; service address %v does not go along", m.Files[i].TCP.Local.Port(), p.Addr())
+					"the process listens on port %d of all addresses; service address %v does not go along", localOf(&m.Files[i]).Port(), p.Addr())
 			}
 		}
 	}
 	return along
 }
 
-// takes reports a listener on all addresses that takes connections to this one.
+// takes reports a socket for all addresses that takes what comes to this one.
 func takes(f *image.File, a netip.Addr) bool {
-	if f.TCP == nil || f.TCP.State != tcprepair.Listen || !f.TCP.Local.Addr().Unmap().IsUnspecified() {
+	local := localOf(f).Addr().Unmap()
+	if !local.IsValid() || !local.IsUnspecified() {
 		return false
 	}
-	return f.TCP.IPv6 == a.Is6() || f.TCP.IPv6 && !f.TCP.OnlyIPv6()
+	var options []inet.Option
+	switch {
+	case f.UDP != nil && !f.UDP.Remote.IsValid():
+		options = f.UDP.Options
+	case f.TCP != nil && f.TCP.State == tcprepair.Listen:
+		options = f.TCP.Options
+	default:
+		return false
+	}
+	return local.Is6() == a.Is6() || local.Is6() && !inet.OnlyIPv6(options)
 }
 
 // CheckAddressesAlong looks for sockets of other processes that are bound to, or

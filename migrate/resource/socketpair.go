@@ -49,11 +49,16 @@ func dumpSocket(d *ProcessDump, o *openFile, f *image.File) error {
 	if err != nil {
 		return fmt.Errorf("asking for its family: %w", err)
 	}
-	if isTCP, err := isTCP(fd, family); err != nil || isTCP {
-		return errors.Join(err, dumpTCP(d, o, f, fd, refuse))
-	}
-	if family != unix.AF_UNIX {
-		refuse(familyName(family), "close it before the move: it is of a kind that cannot move yet")
+	kind, err := inetKindOf(fd, family)
+	switch {
+	case err != nil:
+		return err
+	case kind.isTCP():
+		return dumpTCP(d, o, f, fd, refuse)
+	case kind.isUDP():
+		return dumpUDP(d, f, fd, refuse)
+	case family != unix.AF_UNIX:
+		refuse(familyName(family, kind.protocol), "close it before the move: it is of a kind that cannot move yet")
 		return nil
 	}
 	state, err := readUnixState(o.st.Ino)
@@ -129,10 +134,19 @@ func (d *ProcessDump) wasConnected(fd, typ int) bool {
 	return err == nil && creds.Pid != 0
 }
 
-func familyName(family int) string {
+func familyName(family, protocol int) string {
+	protocols := map[int]string{
+		unix.IPPROTO_SCTP: "an SCTP socket", unix.IPPROTO_DCCP: "a DCCP socket", unix.IPPROTO_UDPLITE: "a UDP-Lite socket",
+		unix.IPPROTO_ICMP: "an ICMP socket", unix.IPPROTO_ICMPV6: "an ICMPv6 socket", unix.IPPROTO_RAW: "a raw socket",
+	}
+	if name, ok := protocols[protocol]; ok {
+		return name
+	}
 	names := map[int]string{
 		unix.AF_INET: "an IPv4 socket", unix.AF_INET6: "an IPv6 socket", unix.AF_NETLINK: "a netlink socket",
 		unix.AF_PACKET: "a packet socket", unix.AF_VSOCK: "a vsock socket", unix.AF_ALG: "a socket of the crypto API",
+		unix.AF_XDP: "an XDP socket", unix.AF_CAN: "a CAN socket", unix.AF_KEY: "a key management socket", unix.AF_TIPC: "a TIPC socket",
+		unix.AF_BLUETOOTH: "a Bluetooth socket", unix.AF_RDS: "an RDS socket", unix.AF_SMC: "an SMC socket",
 	}
 	if name, ok := names[family]; ok {
 		return name

@@ -20,15 +20,7 @@ var tcpSocket = fileKind{
 		if hasConnection(f.TCP) {
 			return // its address and port may be another socket's, too
 		}
-		err := tcprepair.CanBind(f.TCP, comesAlong(c.Image, f))
-		switch {
-		case errors.Is(err, unix.EADDRINUSE):
-			c.Block(migrate.CodeAddressTaken, "end what uses the port there, or choose another host", "a socket of the process is bound to %v, which is in use there", f.TCP.Local)
-		case errors.Is(err, unix.EADDRNOTAVAIL):
-			c.Block(migrate.CodeAddressMissing, "bind it to no particular address, or choose a host that has this one", "a socket of the process is bound to %v, an address that the host does not have", f.TCP.Local)
-		case err != nil:
-			c.Block(migrate.CodeDescriptor, "choose another host", "a socket of the process that is bound to %v cannot be made there: %v", f.TCP.Local, err)
-		}
+		c.mustBind(f.TCP.Local, tcprepair.CanBind(f.TCP, comesAlong(c.Image, f)))
 	},
 	open: func(r *TreeRestore, f *image.File) (int, error) {
 		if err := r.restoreConnections(); err != nil {
@@ -42,23 +34,55 @@ var tcpSocket = fileKind{
 	},
 }
 
+// mustBind reports why a socket would not get its local address here, if there is an error.
+func (c *Check) mustBind(local netip.AddrPort, err error) {
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		c.Block(migrate.CodeAddressTaken, "end what uses the port there, or choose another host", "a socket of the process is bound to %v, which is in use there", local)
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		c.Block(migrate.CodeAddressMissing, "bind it to no particular address, or to a service address (migratectl address), or choose a host that has this one",
+			"a socket of the process is bound to %v, an address that the host does not have", local)
+	case err != nil:
+		c.Block(migrate.CodeDescriptor, "choose another host", "a socket of the process that is bound to %v cannot be made there: %v", local, err)
+	}
+}
+
+// localOf is the local address of a socket of TCP or UDP, if it has one.
+func localOf(f *image.File) netip.AddrPort {
+	switch {
+	case f.TCP != nil:
+		return f.TCP.Local
+	case f.UDP != nil:
+		return f.UDP.Local
+	}
+	return netip.AddrPort{}
+}
+
 // comesAlong reports a socket that is bound to a service address that goes along:
 // the destination has it when the process runs there, and not before.
 func comesAlong(m *image.Image, f *image.File) bool {
-	return slices.ContainsFunc(m.Addresses, func(p netip.Prefix) bool { return p.Addr() == f.TCP.Local.Addr().Unmap() })
+	return slices.ContainsFunc(m.Addresses, func(p netip.Prefix) bool { return p.Addr() == localOf(f).Addr().Unmap() })
 }
 
-// isTCP reports a socket of TCP, or of MPTCP: Go programs listen with that.
-func isTCP(fd, family int) (bool, error) {
+// An inetKind is what a socket of the internet families is.
+type inetKind struct{ typ, protocol int }
+
+func (k inetKind) isTCP() bool {
+	// A raw one can be of TCP, too. Go programs listen with MPTCP.
+	return k.typ == unix.SOCK_STREAM && (k.protocol == unix.IPPROTO_TCP || k.protocol == unix.IPPROTO_MPTCP)
+}
+
+func (k inetKind) isUDP() bool { return k.typ == unix.SOCK_DGRAM && k.protocol == unix.IPPROTO_UDP }
+
+// inetKindOf is the zero value for sockets of other families.
+func inetKindOf(fd, family int) (k inetKind, err error) {
 	if family != unix.AF_INET && family != unix.AF_INET6 {
-		return false, nil
+		return k, nil
 	}
-	typ, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
-	if err != nil || typ != unix.SOCK_STREAM { // a raw one can be of TCP, too
-		return false, err
+	if k.typ, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err == nil {
+		k.protocol, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
 	}
-	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
-	return protocol == unix.IPPROTO_TCP || protocol == unix.IPPROTO_MPTCP, err
+	return k, err
 }
 
 // dumpTCP reads one, by fd, a descriptor of ours: of those with connections what can be

@@ -204,8 +204,12 @@ func (m *Migration) mustBeSettled() error {
 	return nil
 }
 
-// dumpConnections reads the sockets with connections. The tree does not run any more.
+// dumpConnections reads the sockets with connections, and what waits in others. The tree does
+// not run any more.
 func (m *Migration) dumpConnections() error {
+	if err := resource.DumpDatagrams(m.image); err != nil {
+		return err
+	}
 	m.plan.Connections = resource.Connections(m.image)
 	if len(m.plan.Connections) == 0 {
 		return nil

@@ -99,7 +99,7 @@ var changes = []struct {
 	}, migrate.CodeProcessState, "a root, working directory and umask of its own"},
 	{"descriptors of a thread", func(string) error { return unix.Unshare(unix.CLONE_FILES) }, migrate.CodeProcessState, "descriptors of its own"},
 	{"socket", func(string) error {
-		_, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		_, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 		return err
 	}, migrate.CodeDescriptor, "socket"},
 	{"named pipe", func(dir string) error {

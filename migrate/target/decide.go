@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate"
-	"github.com/pagurus-project/pagurus/migrate/resource"
 )
 
 // Ran is what came of a COMMIT.
@@ -80,33 +79,30 @@ func (s *Shell) Commit(ctx context.Context) (Ran, error) {
 	return r, nil
 }
 
-// activate lets the connections live, as long as the shell stands still: once it runs
+// activate lets the sockets live, as long as the shell stands still: once it runs
 // that has been done, and they are the program's. What is lost with them is told, but no
 // reason for it not to run.
 func (s *Shell) activate() (lost string, err error) {
-	if len(s.connections) == 0 {
-		return "", nil
-	}
 	frozen, err := s.group.Frozen()
 	if err != nil || !frozen {
 		return "", err
 	}
-	if all := resource.ActivateConnections(s.connections); len(all) > 0 {
-		lost = "connections lost: " + strings.ReplaceAll(errors.Join(all...).Error(), "\n", "; ")
+	if all := s.arrival.Arrive(); len(all) > 0 {
+		lost = "lost with its sockets: " + strings.ReplaceAll(errors.Join(all...).Error(), "\n", "; ")
 	}
 	return lost, nil
 }
 
 // tidy takes away what was needed until the decision: late segments soon.
 func (s *Shell) tidy() {
-	_ = os.Remove(s.connectionsFile()) // may not be there
+	_ = os.Remove(s.arrivalFile()) // may not be there
 	if s.plan.Addresses {
 		s.host.answerStrays(s.strayName())
 	}
 }
 
-// connectionsFile keeps what has to be known of connections until they live.
-func (s *Shell) connectionsFile() string { return filepath.Join(s.host.state, s.config.Migration) }
+// arrivalFile keeps what has to be known of sockets until they live.
+func (s *Shell) arrivalFile() string { return filepath.Join(s.host.state, s.config.Migration) }
 
 func (s *Shell) ranOnce() {
 	if s.ran == nil {

@@ -187,7 +187,7 @@ func (h *Host) Recover(ctx context.Context, plan Plan, save func(Plan) error) (*
 		}
 	}
 	if plan.Prepared {
-		if s.connections, err = resource.LoadConnections(s.connectionsFile()); err != nil {
+		if s.arrival, err = resource.LoadArrival(s.arrivalFile()); err != nil {
 			return nil, err
 		}
 	}

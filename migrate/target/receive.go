@@ -107,8 +107,8 @@ func (s *Shell) prepare(ctx context.Context, payload []byte, prepared func() err
 	if err := s.build(ctx, m); err != nil {
 		return false, err
 	}
-	s.connections = resource.Connections(m)
-	if err := resource.SaveConnections(s.connectionsFile(), s.connections); err != nil {
+	s.arrival = resource.ArrivalOf(m)
+	if err := s.arrival.Save(s.arrivalFile()); err != nil {
 		return false, err
 	}
 	s.plan.Prepared = true

@@ -35,7 +35,7 @@ type Shell struct {
 	known     []image.Object // of objects
 	checked   map[checkedFile]bool
 
-	connections []resource.Connection // that are in repair mode until Commit
+	arrival resource.Arrival // what is done at Commit
 
 	conn    net.Conn
 	signals sync.WaitGroup // the goroutine that takes forwarded signals

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
 const (
@@ -67,5 +69,5 @@ func (p packet) complete(start, offset int) {
 	if start < 0 || start+offset+2 > len(p.bytes) {
 		return
 	}
-	binary.BigEndian.PutUint16(p.bytes[start+offset:], nonzero(checksum(p.bytes[start:])))
+	binary.BigEndian.PutUint16(p.bytes[start+offset:], nonzero(inet.Checksum(p.bytes[start:])))
 }

@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
 // datagrams makes a socket of UDP at the server's address, and one in the client's network
@@ -287,7 +289,7 @@ func TestPingPasses(t *testing.T) {
 		}
 		h := p.holdAll()
 		ping := []byte{request, 0, 0, 0, 0x12, 0x34, 0, 1} // RFC 792, RFC 4443
-		sum := checksum(ping)                              // the kernel puts in that of IPv6
+		sum := inet.Checksum(ping)                         // the kernel puts in that of IPv6
 		ping[2], ping[3] = byte(sum>>8), byte(sum)
 		var fd int
 		err := p.client(func() (err error) {

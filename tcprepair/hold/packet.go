@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"encoding/binary"
 	"net/netip"
+
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
 const (
@@ -120,7 +122,7 @@ func (p packet) sum() uint16 {
 	carried := p.bytes[p.at:]
 	// Both pseudo headers (RFC 9293, 3.1; RFC 8200, 8.1) sum up alike.
 	rest := binary.BigEndian.AppendUint32([]byte{0, p.protocol}, uint32(len(carried)))
-	return checksum(addresses, rest, carried)
+	return inet.Checksum(addresses, rest, carried)
 }
 
 // seal gives a whole packet the checksum of what it carries.
@@ -141,24 +143,6 @@ func (p packet) checksum() []byte {
 
 // nonzero is the other form of 0, which says that there is no checksum (RFC 768).
 func nonzero(sum uint16) uint16 { return cmp.Or(sum, 0xffff) }
-
-// checksum is the internet checksum (RFC 1071) of parts, each of an even number of bytes
-// but for the last one.
-func checksum(parts ...[]byte) uint16 {
-	var sum uint64
-	for _, part := range parts {
-		for ; len(part) >= 2; part = part[2:] {
-			sum += uint64(binary.BigEndian.Uint16(part))
-		}
-		if len(part) == 1 {
-			sum += uint64(part[0]) << 8
-		}
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
-}
 
 // segments makes packets that fit of a whole one with a TCP segment that is too long,
 // each with the headers of it.

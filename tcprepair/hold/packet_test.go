@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/pagurus-project/pagurus/tcprepair"
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
 // example is a packet from 10.9.0.2 or fd09::2 to 10.9.0.1 or fd09::1, whose checksum is
@@ -112,17 +112,11 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// Checksums are TCP's and UDP's own. One of 0 is sent in its other form.
+// A checksum of 0 is sent in its other form.
 func TestSeal(t *testing.T) {
 	for name, ipv6 := range bothFamilies {
-		p := example(ipv6, protocolTCP, nil, protocolTCP, segment(numbers(101)))
-		want := bytes.Clone(p.bytes)
-		tcprepair.Seal(want, p.at)
-		if !bytes.Equal(p.bytes, want) {
-			t.Errorf("%s: %x instead of %x", name, p.bytes, want)
-		}
 		// Data that is all that the rest lacks for a sum of 0.
-		p = example(ipv6, protocolUDP, nil, protocolUDP, datagram(1, 2, []byte{0, 0}))
+		p := example(ipv6, protocolUDP, nil, protocolUDP, datagram(1, 2, []byte{0, 0}))
 		copy(p.bytes[p.at+udpBytes:], p.checksum())
 		p.seal()
 		if got := binary.BigEndian.Uint16(p.checksum()); got != 0xffff || p.sum() != 0 {
@@ -208,7 +202,7 @@ func TestFinish(t *testing.T) {
 			wrong.bytes[len(wrong.bytes)-1]++
 			clear(unsummed.checksum())
 			// The pseudo header's part of the sum, not inverted.
-			pseudo := checksum(right.bytes[addressesAt:right.at], []byte{0, protocol, 0, byte(len(carried))})
+			pseudo := inet.Checksum(right.bytes[addressesAt:right.at], []byte{0, protocol, 0, byte(len(carried))})
 			binary.BigEndian.PutUint16(partial.checksum(), ^pseudo)
 			card := virtioNetHdr{
 				flags:     unix.VIRTIO_NET_HDR_F_NEEDS_CSUM,

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -49,9 +50,15 @@ const (
 	strays     stage = "-rst" // of what goes out: resets that answer segments without a socket
 )
 
+// installing is held while sets are made: the library numbers them by a variable that
+// nothing else guards (nftables.allocSetID).
+var installing sync.Mutex
+
 // install puts rules in that match nothing yet. Packets that are to be held go to
 // the device with this index.
 func install(c *Config, device int) error {
+	installing.Lock()
+	defer installing.Unlock()
 	conn, err := nftables.New()
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package inet
 
 import (
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -134,4 +135,11 @@ var internet = []Kind{
 	// Its timer starts when it is set, if there is a connection.
 	{unix.SOL_SOCKET, unix.SO_KEEPALIVE, "SO_KEEPALIVE", 4, AtLast, Any},
 	{unix.SOL_SOCKET, unix.SO_INCOMING_CPU, "SO_INCOMING_CPU", 4, AtLast, Any},
+}
+
+// OnlyIPv6 reports options of a socket that takes no IPv4 (IPV6_V6ONLY).
+func OnlyIPv6(all []Option) bool {
+	return slices.ContainsFunc(all, func(o Option) bool {
+		return o.Level == unix.SOL_IPV6 && o.Name == unix.IPV6_V6ONLY && slices.ContainsFunc(o.Value, func(b byte) bool { return b != 0 })
+	})
 }

@@ -1,0 +1,89 @@
+package resource
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/tcprepair"
+	"github.com/pagurus-project/pagurus/tcprepair/udp"
+)
+
+// An Arrival is what is left to do for the sockets of a restored tree when it is to run
+// here: their addresses are the host's by then. It is plain data, to be kept for who takes
+// over from an agent that died.
+type Arrival struct {
+	Connections []Connection   // that are in repair mode
+	Datagrams   []udp.Datagram // that were not read yet
+	Lost        int            // datagrams that cannot be delivered
+}
+
+// ArrivalOf is that of an image's sockets.
+func ArrivalOf(m *image.Image) Arrival {
+	a := Arrival{Connections: Connections(m)}
+	a.Datagrams, a.Lost = datagrams(m)
+	return a
+}
+
+func (a *Arrival) empty() bool {
+	return len(a.Connections) == 0 && len(a.Datagrams) == 0 && a.Lost == 0
+}
+
+// Arrive lets the connections live and delivers the datagrams, before the processes run.
+// It may be repeated; datagrams can come twice then, as in any network. What is lost is
+// returned.
+func (a *Arrival) Arrive() (lost []error) {
+	if a.empty() {
+		return nil
+	}
+	lost = forEach(a.Connections, func(fd int, s *tcprepair.Socket) error {
+		if err := tcprepair.Arrive(fd, s); err != nil {
+			return err
+		}
+		return tcprepair.Activate(fd, s)
+	})
+	if err := deliverDatagrams(a.Datagrams); err != nil {
+		lost = append(lost, err)
+	}
+	if a.Lost > 0 {
+		lost = append(lost, fmt.Errorf("%d datagrams that were not read yet, to sockets that are bound to a group or a device", a.Lost))
+	}
+	return lost
+}
+
+// Save keeps it in a file. If there is nothing to do, there is none.
+func (a *Arrival) Save(path string) error {
+	if a.empty() {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("keeping the state of sockets: %w", err)
+		}
+		return nil
+	}
+	data, err := cbor.Marshal(a)
+	if err == nil {
+		err = os.WriteFile(path, data, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("keeping the state of sockets: %w", err)
+	}
+	return nil
+}
+
+// LoadArrival is the other half of Save.
+func LoadArrival(path string) (a Arrival, err error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return a, nil
+	}
+	if err == nil {
+		err = cbor.Unmarshal(data, &a)
+	}
+	if err != nil {
+		return a, fmt.Errorf("reading the state of sockets back: %w", err)
+	}
+	return a, nil
+}

@@ -1,0 +1,92 @@
+package resource
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/tcprepair/udp"
+)
+
+// udpSocket: a socket of UDP (udp(7)). It is left as it is at the source; what has come and
+// was not read is read when nothing comes any more (datagrams.go).
+var udpSocket = fileKind{
+	check: func(c *Check, f *image.File) {
+		c.mustBind(f.UDP.Local, udp.CanBind(f.UDP, comesAlong(c.Image, f)))
+		for _, name := range devicesOf(f.UDP) {
+			if _, err := net.InterfaceByName(name); err != nil {
+				c.Block(migrate.CodeDescriptor, "choose a host that has it", "a UDP socket of the process, at %v, uses the network device %s, which the host does not have", f.UDP.Local, name)
+			}
+		}
+	},
+	open: func(r *TreeRestore, f *image.File) (int, error) {
+		fd, err := udp.Restore(f.UDP, comesAlong(r.Image, f))
+		if err != nil {
+			return 0, err
+		}
+		if err := setStatusFlags(fd, f.Flags); err != nil {
+			return 0, errors.Join(err, unix.Close(fd))
+		}
+		return fd, nil
+	},
+}
+
+// devicesOf are the network devices that a socket names.
+func devicesOf(s *udp.Socket) []string {
+	var all []string
+	for _, name := range []string{s.Device, s.GroupDevice} {
+		if name != "" {
+			all = append(all, name)
+		}
+	}
+	for _, m := range s.Memberships {
+		all = append(all, m.Device)
+	}
+	return all
+}
+
+// dumpUDP reads one, by fd, a descriptor of ours, but for its queue.
+func dumpUDP(d *ProcessDump, f *image.File, fd int, refuse func(what, hint string)) error {
+	ours, err := d.inOwnNetwork(fd)
+	if err != nil {
+		return err
+	}
+	if !ours {
+		refuse("a UDP socket of another network namespace", "close it before the move")
+		return nil
+	}
+	s, err := udp.Look(fd)
+	switch {
+	case errors.Is(err, udp.ErrUnsupported):
+		refuse(err.Error(), "close it before the move")
+		return nil
+	case err != nil:
+		return fmt.Errorf("reading a UDP socket: %w", err)
+	case s.Local.IsValid() && d.isAlong(s.Local.Addr()) && boundToDevice(fd):
+		refuse(fmt.Sprintf("a UDP socket at %v that is bound to a device", s.Local), "close it before the move")
+		return nil
+	}
+	f.Kind, f.UDP = image.FileUDP, s
+	if d.Inspect {
+		return nil
+	}
+	return sent(fd, s)
+}
+
+// sent makes sure that all of what a socket has sent is on its way.
+func sent(fd int, s *udp.Socket) error {
+	const tries = 10
+	for range tries {
+		n, err := udp.Unsent(fd)
+		if err != nil || n == 0 {
+			return err
+		}
+		<-time.After(500 * time.Microsecond) // the network takes what was sent
+	}
+	return fmt.Errorf("%w: a UDP socket at %v has data that the process has not finished sending (UDP_CORK, MSG_MORE)", ErrTryAgain, s.Local)
+}
