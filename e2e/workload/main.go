@@ -51,6 +51,7 @@ func run(args []string, out io.Writer) error {
 	ask := flags.String("ask", "", "path of the file by which it is asked; the verdict is in PATH.answer")
 	j := &journal{}
 	at := flags.String("echo", "", "ADDRESS:PORT where it answers each line with it, and how many have come over that connection")
+	datagramsAt := flags.String("datagrams", "", "ADDRESS:PORT where it answers each datagram with it, and how many have come from there")
 	p := programs[name](flags, j)
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
@@ -64,6 +65,11 @@ func run(args []string, out io.Writer) error {
 	}
 	if *at != "" {
 		if err := echo(*at, j); err != nil {
+			return err
+		}
+	}
+	if *datagramsAt != "" {
+		if err := echoDatagrams(*datagramsAt, j); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,7 @@ package hold
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -42,10 +43,27 @@ func (s sender) close() {
 	}
 }
 
+// Datagrams that do not fit into a socket's buffer are lost, and what was held for a while
+// comes all at once: so no more than these are sent in a row, with a pause after them. A buffer
+// of the usual size (net.core.rmem_default) has room for some 250 small ones.
+const (
+	burst      = 16
+	burstBytes = 32 << 10
+	burstPause = time.Millisecond
+)
+
 // deliver sends all packets, whatever becomes of one of them.
 func (s sender) deliver(packets []packet) error {
 	var errs []error
+	datagrams, size := 0, 0
 	for _, p := range packets {
+		if p.protocol == protocolUDP {
+			if datagrams == burst || size > burstBytes {
+				<-time.After(burstPause)
+				datagrams, size = 0, 0
+			}
+			datagrams, size = datagrams+1, size+len(p.bytes)
+		}
 		err := s.send(p)
 		if errors.Is(err, unix.EMSGSIZE) && p.protocol == protocolTCP && p.whole() {
 			err = s.sendCut(p)
