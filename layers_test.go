@@ -45,10 +45,11 @@ var layers = []layer{
 
 	// The engine. Its halves meet over the wire alone.
 	{"migrate/freezer", nil},
+	{"migrate/unixsock", nil},
 	{"migrate/wire", []string{"migrate/image"}},
 	{"migrate/procfs", []string{"migrate/image"}},
 	{"migrate/dirty", []string{"migrate/image", "migrate/procfs", "pageserver"}},
-	{"migrate/resource", []string{"migrate", "migrate/image", "migrate/procfs", "parasite", "tcprepair", "tcprepair/inet", "tcprepair/udp"}},
+	{"migrate/resource", []string{"migrate", "migrate/image", "migrate/procfs", "migrate/unixsock", "parasite", "tcprepair", "tcprepair/inet", "tcprepair/udp"}},
 	{"migrate/source", engine},
 	{"migrate/target", engine},
 
@@ -90,7 +91,7 @@ var reserved = []layer{
 	// The rest needs no system calls of its own.
 	{"golang.org/x/sys/unix", []string{
 		"agent/...", "cmd/...", "e2e/...", "migrate/dirty", "migrate/freezer", "migrate/procfs",
-		"migrate/resource", "migrate/source", "migrate/target", "parasite/...", "tcprepair/...",
+		"migrate/resource", "migrate/source", "migrate/target", "migrate/unixsock", "parasite/...", "tcprepair/...",
 	}},
 }
 
