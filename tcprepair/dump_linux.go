@@ -137,7 +137,11 @@ func (s *Socket) readSettings(fd int) (err error) {
 	if s.Buffers, err = inet.ReadBuffers(fd); err != nil {
 		return err
 	}
-	if s.Filter, err = inet.ReadFilter(fd); err != nil && !inet.Unknown(err) {
+	s.Filter, err = inet.ReadFilter(fd)
+	switch {
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("a socket with a BPF filter (SO_ATTACH_BPF), which cannot be read, %w", ErrUnsupported)
+	case err != nil && !inet.Unknown(err):
 		return fmt.Errorf("reading the filter: %w", err)
 	}
 	return nil

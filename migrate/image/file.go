@@ -150,6 +150,24 @@ type Socket struct {
 	Shutdown int       `cbor:"shutdown"` // bit 0: receiving, bit 1: sending
 	Options  []Option  `cbor:"options"`
 	Queue    []Message `cbor:"queue"` // received and not read
+
+	Ended   bool        `cbor:"ended,omitempty"`   // it was connected, and its peer is gone
+	Listens bool        `cbor:"listens,omitempty"` // with Backlog
+	Backlog int         `cbor:"backlog,omitempty"`
+	Name    []byte      `cbor:"name,omitempty"`    // as getsockname(2) tells it: a path, or NUL and an abstract name
+	File    *SocketFile `cbor:"file,omitempty"`    // if the name is a path, and the file is still there
+	To      Index       `cbor:"to"`                // of datagrams: the socket that it is connected to, which is not to it
+	ToName  []byte      `cbor:"to_name,omitempty"` // the same outside of the tree
+}
+
+// A SocketFile is that of a unix socket.
+type SocketFile struct {
+	Path   string `cbor:"path" json:"path"`
+	Device uint64 `cbor:"device" json:"device"`
+	Inode  uint64 `cbor:"inode" json:"inode"`
+	Mode   uint32 `cbor:"mode" json:"mode"`
+	UID    uint32 `cbor:"uid" json:"uid"`
+	GID    uint32 `cbor:"gid" json:"gid"`
 }
 
 // Option is one option of a socket that has an integer or a struct as its value.
@@ -162,6 +180,7 @@ type Option struct {
 // A Message is one message in a socket's queue; of a stream, any piece of it.
 type Message struct {
 	Data []byte `cbor:"data"`
+	From []byte `cbor:"from,omitempty"` // of a datagram: the sender's name, if it has one
 	// Credentials of the sender, if they were recorded.
 	PID int    `cbor:"pid"`
 	UID uint32 `cbor:"uid"`

@@ -17,6 +17,8 @@ const (
 	maxXState   = 16 << 10
 	sigInfoSize = 128
 	maxPipe     = 1 << 30
+
+	maxSocketName = 108 // UNIX_PATH_MAX (include/uapi/linux/un.h)
 )
 
 // ErrInvalid says that an image contradicts itself or its bounds.
@@ -55,6 +57,17 @@ func (m *Image) Validate() error {
 	for i, s := range m.Sockets {
 		if s.Peer < None || s.Peer >= len(m.Sockets) {
 			return invalid("socket %d has peer %d of %d", i, s.Peer, len(m.Sockets))
+		}
+		if s.To < None || s.To >= len(m.Sockets) || s.Backlog < 0 || s.Listens && (s.Ended || s.Peer != None) {
+			return invalid("socket %d sends to %d of %d, or listens with a connection", i, s.To, len(m.Sockets))
+		}
+		if len(s.Name) > maxSocketName || len(s.ToName) > maxSocketName {
+			return invalid("socket %d has a name of %d bytes, and sends to one of %d", i, len(s.Name), len(s.ToName))
+		}
+		if s.File != nil {
+			if err := validatePath(s.File.Path); err != nil {
+				return fmt.Errorf("socket %d: %w", i, err)
+			}
 		}
 	}
 	for _, p := range m.Addresses {

@@ -20,20 +20,33 @@ type Arrival struct {
 	Connections []Connection   // that are in repair mode
 	Datagrams   []udp.Datagram // that were not read yet
 	Lost        int            // datagrams that cannot be delivered
+	Names       []Name         // of unix sockets, under which nobody finds them yet
 }
 
-// ArrivalOf is that of an image's sockets.
-func ArrivalOf(m *image.Image) Arrival {
-	a := Arrival{Connections: Connections(m)}
+// ArrivalOf is that of an image's sockets. It is to be kept before they are made, and again
+// afterwards.
+func ArrivalOf(m *image.Image) (a Arrival, err error) {
+	a.Connections = Connections(m)
 	a.Datagrams, a.Lost = datagrams(m)
-	return a
+	a.Names, err = names(m)
+	return a, err
 }
 
 func (a *Arrival) empty() bool {
-	return len(a.Connections) == 0 && len(a.Datagrams) == 0 && a.Lost == 0
+	return len(a.Connections) == 0 && len(a.Datagrams) == 0 && a.Lost == 0 && len(a.Names) == 0
 }
 
-// Arrive lets the connections live and delivers the datagrams, before the processes run.
+// Discard takes away what stands ready for an arrival that will not be. It may be repeated.
+func (a *Arrival) Discard() error {
+	var errs []error
+	for i := range a.Names {
+		errs = append(errs, a.Names[i].Staged.Discard())
+	}
+	return errors.Join(errs...)
+}
+
+// Arrive lets the connections live, delivers the datagrams and puts unix sockets where they
+// are found, before the processes run.
 // It may be repeated; datagrams can come twice then, as in any network. What is lost is
 // returned.
 func (a *Arrival) Arrive() (lost []error) {
@@ -46,6 +59,11 @@ func (a *Arrival) Arrive() (lost []error) {
 		}
 		return tcprepair.Activate(fd, s)
 	})
+	for i := range a.Names {
+		if err := a.Names[i].Staged.Publish(); err != nil {
+			lost = append(lost, err)
+		}
+	}
 	if err := deliverDatagrams(a.Datagrams); err != nil {
 		lost = append(lost, err)
 	}

@@ -134,7 +134,7 @@ func TestLargePipe(t *testing.T) {
 	if content, err := copyOfPipe(more[0], 5*image.PageSize); err == nil {
 		t.Errorf("of ten pages of content %d pieces are copied", len(content))
 	}
-	r := NewTreeRestore(&image.Image{Pipes: []image.Pipe{{Bytes: 2 * most, Content: content}}}, nil)
+	r := NewTreeRestore(&image.Image{Pipes: []image.Pipe{{Bytes: 2 * most, Content: content}}}, &Arrival{}, nil)
 	defer r.Close()
 	made, err := r.pipe(0)
 	if err != nil {

@@ -39,7 +39,7 @@ var fileKinds = map[image.FileKind]fileKind{
 	image.FileEvent:     eventFile,
 	image.FileTimer:     timerFile,
 	image.FileSignal:    signalFile,
-	image.FileSocket:    socketEnd,
+	image.FileSocket:    unixSocket,
 	image.FileTCP:       tcpSocket,
 	image.FileUDP:       udpSocket,
 }
@@ -314,7 +314,7 @@ func (s *script) run() error {
 // restoreDescriptors opens everything in this process and hands it over to the
 // shell, which has no descriptors yet: so the numbers that it gets are known.
 func restoreDescriptors(r *ProcessRestore) error {
-	if err := r.makeSocketPairs(); err != nil {
+	if err := r.makeUnixSockets(); err != nil {
 		return err
 	}
 	first := make(map[image.Index]int) // files of this process, in the order of handing over

@@ -139,19 +139,6 @@ func FuzzParseControl(f *testing.F) {
 	})
 }
 
-func FuzzParseUnixState(f *testing.F) {
-	answer := []byte{unix.AF_UNIX, unix.SOCK_STREAM, 1, 0, 42, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0}
-	f.Add(slices.Concat(answer, []byte{8, 0, unixDiagPeer, 0, 43, 0, 0, 0, 5, 0, unixDiagShutdown, 0, 2, 0, 0, 0}))
-	f.Add(slices.Concat(answer, []byte{6, 0, unixDiagName, 0, 0, 'x', 0, 0}))
-	f.Add(answer)
-	f.Fuzz(func(t *testing.T, data []byte) {
-		s, err := parseUnixState(data)
-		if err == nil && (len(data) < unixDiagMsgBytes || s.state != data[2] || s.shutdown < 0 || s.shutdown > 255) {
-			t.Errorf("%x: %+v", data, s)
-		}
-	})
-}
-
 func FuzzParseCPUInfo(f *testing.F) {
 	f.Add("processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nflags\t\t: fpu vme de fpu\nbugs\t\t: x\n\nprocessor\t: 1\nflags\t\t: other\n")
 	f.Fuzz(func(t *testing.T, text string) {

@@ -18,6 +18,7 @@ import (
 // of that and harms nothing in the shells.
 type TreeRestore struct {
 	Image   *image.Image
+	arrival *Arrival
 	objects []*os.File // by their place in the image; not ours to close
 
 	// Descriptors of this process, by their place in the image.
@@ -33,11 +34,11 @@ type TreeRestore struct {
 	waiting map[int]bool // threads whose call the kernel can restart by itself
 }
 
-// NewTreeRestore starts with nothing rebuilt. The objects are open files of
-// those of the image, in its order.
-func NewTreeRestore(m *image.Image, objects []*os.File) *TreeRestore {
+// NewTreeRestore starts with nothing rebuilt. The arrival is the image's, and knows more
+// afterwards. The objects are open files of those of the image, in its order.
+func NewTreeRestore(m *image.Image, a *Arrival, objects []*os.File) *TreeRestore {
 	return &TreeRestore{
-		Image: m, objects: objects,
+		Image: m, arrival: a, objects: objects,
 		files: make(map[image.Index]int), pipes: make(map[image.Index][2]int), pipesUsed: make(map[pipeUse]bool),
 		sockets: make(map[image.Index]int), lostPeers: make(map[image.Index]int),
 		waiting: make(map[int]bool),

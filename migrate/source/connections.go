@@ -210,8 +210,8 @@ func (m *Migration) dumpConnections() error {
 	if err := resource.DumpDatagrams(m.image); err != nil {
 		return err
 	}
-	m.plan.Connections = resource.Connections(m.image)
-	if len(m.plan.Connections) == 0 {
+	m.plan.Connections, m.plan.SocketFiles = resource.Connections(m.image), resource.SocketFiles(m.image)
+	if len(m.plan.Connections) == 0 && len(m.plan.SocketFiles) == 0 {
 		return nil
 	}
 	if err := m.save(); err != nil {

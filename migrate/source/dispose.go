@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pagurus-project/pagurus/migrate/resource"
 	"github.com/pagurus-project/pagurus/migrate/wire"
 	"github.com/pagurus-project/pagurus/parasite"
 )
@@ -45,6 +46,7 @@ func (m *Migration) Dispose(ctx context.Context) error {
 	for _, p := range m.processes {
 		errs = append(errs, p.release(), p.awaitExit(ctx))
 	}
+	errs = append(errs, resource.RemoveSocketFiles(m.plan.SocketFiles))
 	if m.forwarding != nil { // the address may come back
 		errs = append(errs, m.forwarding.LetOut())
 		m.forwarding = nil

@@ -41,7 +41,7 @@ func (s *Shell) build(ctx context.Context, m *image.Image) error {
 			return err
 		}
 	}
-	r := resource.NewTreeRestore(m, s.objects)
+	r := resource.NewTreeRestore(m, &s.arrival, s.objects)
 	if err := s.restore(ctx, r); err != nil {
 		return err
 	}

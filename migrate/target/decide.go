@@ -129,7 +129,7 @@ func (s *Shell) Release(ctx context.Context) error {
 	if s.plan.Committed {
 		return errors.New("the process runs here: it cannot be removed")
 	}
-	errs := []error{s.closeOurs(), s.kill(ctx)}
+	errs := []error{s.closeOurs(), s.kill(ctx), s.arrival.Discard()}
 	s.tidy()
 	s.gone = true
 	s.ranOnce()

@@ -181,14 +181,12 @@ func (h *Host) Recover(ctx context.Context, plan Plan, save func(Plan) error) (*
 	if err != nil {
 		return nil, err
 	}
-	if !plan.Prepared {
-		if err := s.kill(ctx); err != nil {
-			return nil, fmt.Errorf("removing an unfinished shell: %w", err)
-		}
+	if s.arrival, err = resource.LoadArrival(s.arrivalFile()); err != nil {
+		return nil, err
 	}
-	if plan.Prepared {
-		if s.arrival, err = resource.LoadArrival(s.arrivalFile()); err != nil {
-			return nil, err
+	if !plan.Prepared {
+		if err := errors.Join(s.kill(ctx), s.arrival.Discard()); err != nil {
+			return nil, fmt.Errorf("removing an unfinished shell: %w", err)
 		}
 	}
 	s.gone = len(pids) == 0 || !plan.Prepared

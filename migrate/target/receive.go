@@ -104,10 +104,15 @@ func (s *Shell) prepare(ctx context.Context, payload []byte, prepared func() err
 			return false, fmt.Errorf("verifying the memory: it differs from the source's within %v and %d other places", differing[0], len(differing)-1)
 		}
 	}
+	if s.arrival, err = resource.ArrivalOf(m); err != nil {
+		return false, err
+	}
+	if err := s.arrival.Save(s.arrivalFile()); err != nil {
+		return false, err
+	}
 	if err := s.build(ctx, m); err != nil {
 		return false, err
 	}
-	s.arrival = resource.ArrivalOf(m)
 	if err := s.arrival.Save(s.arrivalFile()); err != nil {
 		return false, err
 	}

@@ -38,7 +38,11 @@ func Look(fd int) (*Socket, error) {
 	if s.Buffers, err = inet.ReadBuffers(fd); err != nil {
 		return nil, err
 	}
-	if s.Filter, err = inet.ReadFilter(fd); err != nil && !inet.Unknown(err) {
+	s.Filter, err = inet.ReadFilter(fd)
+	switch {
+	case errors.Is(err, unix.EACCES):
+		return nil, fmt.Errorf("a UDP socket with a BPF filter (SO_ATTACH_BPF), which cannot be read, %w", ErrUnsupported)
+	case err != nil && !inet.Unknown(err):
 		return nil, fmt.Errorf("reading the filter: %w", err)
 	}
 	if err := s.readDevices(fd); err != nil {

@@ -1,0 +1,73 @@
+"""Has unix sockets of all kinds, and answers a line on a connection to one of its listeners
+with what it knows of them, as JSON.
+
+Usage: unix.py DIR LOG
+
+Below DIR it listens at "stream" and "packets" (under another name until it had renamed it),
+and it listens at an abstract name of DIR. Datagrams to "box" are kept until the next
+question. For each question it sends one to LOG.
+"""
+import json, os, selectors, socket, sys
+
+top, log_at = sys.argv[1], sys.argv[2]
+os.chdir(top)
+
+
+def bound(kind, name):
+    s = socket.socket(socket.AF_UNIX, kind)
+    s.bind(name)
+    return s
+
+
+def to(kind, name):
+    s = socket.socket(socket.AF_UNIX, kind)
+    s.connect(name)
+    return s
+
+
+stream = bound(socket.SOCK_STREAM, top + "/stream")
+os.chmod(top + "/stream", 0o606)
+packets = bound(socket.SOCK_SEQPACKET, "packets.new")
+os.rename("packets.new", "packets")
+abstract = bound(socket.SOCK_STREAM, b"\0pagurus" + top.encode())
+listeners = [stream, packets, abstract]
+for s in listeners:
+    s.listen(9)
+box = bound(socket.SOCK_DGRAM, top + "/box")
+box.setblocking(False)
+removed = bound(socket.SOCK_DGRAM, "removed")
+inner = to(socket.SOCK_STREAM, top + "/stream")
+outer, _ = stream.accept()
+to_box, to_removed, log = to(socket.SOCK_DGRAM, top + "/box"), to(socket.SOCK_DGRAM, "removed"), to(socket.SOCK_DGRAM, log_at)
+os.unlink("removed")
+waits = bound(socket.SOCK_STREAM, "waits")  # for nothing
+new = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+selector = selectors.DefaultSelector()
+for s in listeners:
+    selector.register(s, selectors.EVENT_READ)
+number = 0
+print("ready unix", os.getpid(), flush=True)
+while True:
+    for key, _ in selector.select():
+        connection, _ = key.fileobj.accept()
+        with connection:
+            assert connection.recv(100) == b"next\n"
+            number += 1
+            for s, data in ((to_box, b"own"), (to_removed, b"removed"), (log, b"%d" % number), (inner, b"inner")):
+                s.send(data)
+            kept = []
+            while True:
+                try:
+                    data, sender = box.recvfrom(1000)
+                except BlockingIOError:
+                    break
+                kept.append([data.decode(), sender and os.path.basename(sender)])
+            connection.sendall(json.dumps({
+                "number": number,
+                "names": [str(s.getsockname()) for s in (stream, packets, abstract, box, removed, inner, outer, waits, new)],
+                "peers": [str(s.getpeername()) for s in (inner, to_box, to_removed, log)],
+                "kept": kept,
+                "removed": removed.recv(100).decode(),
+                "outer": outer.recv(100).decode(),
+            }).encode())

@@ -1,0 +1,216 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/pagurus-project/pagurus/migrate"
+)
+
+// unixAnswer is what unix.py knows.
+type unixAnswer struct {
+	Number  int
+	Names   []string
+	Peers   []string
+	Kept    [][2]*string
+	Removed string
+	Outer   string
+}
+
+// askUnix connects to a unix socket on a host, whose root is given, and asks.
+func askUnix(t *testing.T, host, network, name string) unixAnswer {
+	t.Helper()
+	var a unixAnswer
+	err := within(t, host, func() error {
+		conn, err := net.DialTimeout(network, name, 5*time.Second)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			return err
+		}
+		if _, err := conn.Write([]byte("next\n")); err != nil {
+			return err
+		}
+		buf := make([]byte, 1<<16)
+		n, err := conn.Read(buf)
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(buf[:n], &a)
+	})
+	if err != nil {
+		t.Fatalf("asking %s on %s: %v", name, host, err)
+	}
+	return a
+}
+
+// TestUnixSockets: those that listen are found at their places on the new host, and no more
+// on the old one; datagrams that were not read go along; names are what they were.
+func TestUnixSockets(t *testing.T) {
+	need(t, "python3")
+	for name, top := range map[string]string{"own directories": "/srv/local/unix", "a shared directory": ""} {
+		t.Run(name, func(t *testing.T) {
+			ctx := limit(t, 3*time.Minute)
+			shared := top == ""
+			if shared {
+				top = t.TempDir()
+			}
+			roots := make(map[string]string)
+			log, heard := "/srv/local/log-"+filepath.Base(top), t.TempDir()
+			for _, h := range []string{"host-a", "host-b"} {
+				root, err := host(t, h).Root()
+				if err == nil {
+					err = os.MkdirAll(filepath.Join(root, top), 0o755)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				start(ctx, t, h, "python3", script(t, "log.py"), log, filepath.Join(heard, h))
+				roots[h] = root
+			}
+			p := start(ctx, t, "host-a", "python3", script(t, "unix.py"), top, log, "$ASK")
+			at := func(base string) string { return filepath.Join(roots[p.Host], top, base) }
+			number := 0
+			// In turn at all three listeners. Who has sent: an unnamed one is nil.
+			answer := func(kept ...[2]*string) {
+				t.Helper()
+				number++
+				ways := [][2]string{{"unix", at("stream")}, {"unixpacket", at("packets")}, {"unix", "@pagurus" + top}}
+				way := ways[number%len(ways)]
+				got := askUnix(t, p.Host, way[0], way[1])
+				own := "own"
+				want := unixAnswer{
+					Number: number,
+					Names: []string{
+						top + "/stream", "packets.new", fmt.Sprintf(`b'\x00pagurus%s'`, top), top + "/box", "removed", "", top + "/stream", "waits", "",
+					},
+					Peers: []string{top + "/stream", top + "/box", "removed", log},
+					Kept:  append(kept, [2]*string{&own, nil}), Removed: "removed", Outer: "inner",
+				}
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Fatalf("on %s (-want +got):\n%s", p.Host, diff)
+				}
+				for deadline := time.Now().Add(10 * time.Second); ; <-time.After(time.Millisecond) {
+					lines, err := os.ReadFile(filepath.Join(heard, p.Host))
+					if strings.HasSuffix("\n"+string(lines), fmt.Sprintf("\n%d\n", number)) {
+						break
+					}
+					if time.Now().After(deadline) {
+						t.Fatalf("number %d is not in the log of %s: %q, %v", number, p.Host, lines, err)
+					}
+				}
+			}
+			for range trips {
+				for _, to := range []string{"host-b", "host-a"} {
+					answer()
+					first, second, sender := "first", "second", "sender"
+					send(t, "", at("box"), first)
+					send(t, filepath.Join(t.TempDir(), sender), at("box"), second)
+					if r, err := bed.Move(ctx, p, to, "--rehearse"); err != nil || r.State != migrate.StateRehearsed {
+						t.Fatalf("rehearsing: %v, %s, %s", err, r.State, r.Stderr)
+					}
+					before := at("stream")
+					moved(ctx, t, p, to)
+					if _, err := os.Lstat(before); !shared && !errors.Is(err, fs.ErrNotExist) {
+						t.Errorf("%s is still there: %v", before, err)
+					}
+					if info, err := os.Lstat(at("stream")); err != nil || info.Mode().Perm() != 0o606 {
+						t.Errorf("%s: %v, %v", at("stream"), info, err)
+					}
+					answer([2]*string{&first, nil}, [2]*string{&second, &sender})
+					for h, root := range roots {
+						entries, err := os.ReadDir(filepath.Join(root, top))
+						var names []string
+						for _, e := range entries {
+							names = append(names, e.Name())
+						}
+						if want := []string{"box", "packets", "stream", "waits"}; err != nil || !slices.Equal(names, want) && (shared || h == p.Host) || !shared && h != p.Host && len(names) > 0 {
+							t.Errorf("on %s there are %v, %v", h, names, err)
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
+// send sends a datagram to a socket by its file, from a name or none.
+func send(t *testing.T, from, to, data string) {
+	t.Helper()
+	var local *net.UnixAddr
+	if from != "" {
+		local = &net.UnixAddr{Name: from, Net: "unixgram"}
+	}
+	conn, err := net.DialUnix("unixgram", local, &net.UnixAddr{Name: to, Net: "unixgram"})
+	if err == nil {
+		_, err = conn.Write([]byte(data))
+		err = errors.Join(err, conn.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestUnixRefused: what is in the way of unix sockets is told before anything is touched.
+func TestUnixRefused(t *testing.T) {
+	need(t, "python3")
+	ctx := limit(t, 3*time.Minute)
+	const top, log = "/srv/local/refused", "/srv/local/log-refused"
+	root := func(h string) string {
+		root, err := host(t, h).Root()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return root
+	}
+	if err := os.MkdirAll(filepath.Join(root("host-a"), top), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	start(ctx, t, "host-a", "python3", script(t, "log.py"), log, filepath.Join(t.TempDir(), "heard"))
+	p := start(ctx, t, "host-a", "python3", script(t, "unix.py"), top, log, "$ASK")
+	refused := func(wanted map[string]migrate.Code) {
+		t.Helper()
+		r, err := bed.Move(ctx, p, "host-b")
+		if err != nil || r.State != migrate.StateRefused {
+			t.Fatalf("%v, %s, %s", err, r.State, r.Stderr)
+		}
+		for text, code := range wanted {
+			if !slices.ContainsFunc(r.Blockers, func(b migrate.Finding) bool { return b.Code == code && strings.Contains(b.Detail, text) }) {
+				t.Errorf("no %s with %q in %v", code, text, r.Blockers)
+			}
+		}
+	}
+	refused(map[string]migrate.Code{"its directory is not there": migrate.CodeFileMissing, log: migrate.CodeFileMissing})
+	if err := os.MkdirAll(filepath.Join(root("host-b"), top), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	taken, err := net.Listen("unix", filepath.Join(root("host-b"), top, "stream"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = taken.Close() })
+	if err := within(t, "host-b", func() error {
+		abstract, err := net.Listen("unix", "@pagurus"+top)
+		if err == nil {
+			t.Cleanup(func() { _ = abstract.Close() })
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	refused(map[string]migrate.Code{top + "/stream": migrate.CodeAddressTaken, "@pagurus" + top: migrate.CodeAddressTaken})
+	askUnix(t, "host-a", "unix", filepath.Join(root("host-a"), top, "stream"))
+}
