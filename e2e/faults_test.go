@@ -3,9 +3,11 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -39,6 +41,7 @@ type fault struct {
 	held    *lab.Daemon     // an agent that stops itself, or nil
 	hold    string          // the file that makes it
 	clients testbed.Clients // of the process, by the service address
+	unix    string          // where it listens, too
 }
 
 // alongFault is the service address.
@@ -165,7 +168,15 @@ func newFault(t *testing.T, held, point string) *fault {
 	f := &fault{t: t, ctx: ctx}
 	addAddress(ctx, t, alongFault, "host-a")
 	at := netip.AddrPortFrom(alongFault.Addr(), 7351)
-	f.process = start(ctx, t, "host-a", "$BIN/workload", "memory", "-size", "64MiB", "-threads", "3", "-echo", at.String(), "-ask", "$ASK")
+	f.unix = filepath.Join("/srv/local", filepath.Base(t.TempDir())+fmt.Sprint(time.Now().UnixNano()), "echo")
+	for _, h := range []string{"host-a", "host-b"} {
+		dir := filepath.Dir(filepath.Join(f.root(h), f.unix))
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	}
+	f.process = start(ctx, t, "host-a", "$BIN/workload", "memory", "-size", "64MiB", "-threads", "3", "-echo", at.String(), "-unix", f.unix, "-datagrams", at.String(), "-ask", "$ASK")
 	f.clients = dialAll(ctx, t, at, 3)
 	if held != "" {
 		f.held, f.hold = host(t, held).Daemon("agent"), filepath.Join(f.root(held), "run/pagurus/hold")
@@ -259,9 +270,42 @@ func (f *fault) judge(outcomes []migrate.State) {
 		return has(f.t, f.process.Host, alongFault.Addr()) && !has(f.t, other, alongFault.Addr())
 	})
 	mustBeAt(f.ctx, f.t, alongFault, f.process.Host)
+	f.mustAnswer(other)
 	if f.t.Failed() {
 		f.t.Log(bed.Logs("host-a", "host-b"))
 	}
+}
+
+// mustAnswer asks the process by its other sockets, of which the other host has none.
+func (f *fault) mustAnswer(other string) {
+	f.t.Helper()
+	at := filepath.Join(f.root(f.process.Host), f.unix)
+	byFile, err := net.Dial("unix", at)
+	if err != nil {
+		f.t.Error(err)
+		return
+	}
+	defer byFile.Close()
+	datagrams := openUDP(f.t, 0, netip.AddrPortFrom(alongFault.Addr(), 7351))
+	for _, conn := range []net.Conn{byFile, datagrams} {
+		buf := make([]byte, 100)
+		_, err := conn.Write([]byte("still there\n"))
+		if err == nil {
+			err = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+		}
+		n := 0
+		if err == nil {
+			n, err = conn.Read(buf)
+		}
+		if err != nil || !strings.HasPrefix(string(buf[:n]), "still there") {
+			f.t.Errorf("by %s it answers %q, %v", conn.RemoteAddr().Network(), buf[:n], err)
+		}
+	}
+	f.await("the socket's file to be where the process is alone", func() bool {
+		here, err := os.ReadDir(filepath.Dir(at))
+		there, otherErr := os.ReadDir(filepath.Dir(filepath.Join(f.root(other), f.unix)))
+		return errors.Join(err, otherErr) == nil && len(here) == 1 && len(there) == 0
+	})
 }
 
 func (f *fault) await(what string, done func() bool) {

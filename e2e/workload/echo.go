@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// echo listens by TCP and answers each line with it and the number of lines that have
+// echo listens by TCP, or at a unix socket, and answers each line with it and the number of lines that have
 // come over that connection by then. After the line "enough" it sends no more, and reads
 // on.
-func echo(address string, j *journal) error {
-	listener, err := net.Listen("tcp", address)
+func echo(network, address string, j *journal) error {
+	listener, err := net.Listen(network, address)
 	if err != nil {
 		return err
 	}
@@ -28,7 +28,7 @@ func echo(address string, j *journal) error {
 			go func() {
 				defer conn.Close()
 				// A client may break off as it likes.
-				if err := echoAll(conn.(*net.TCPConn)); err != nil && !errors.Is(err, unix.ECONNRESET) {
+				if err := echoAll(conn); err != nil && !errors.Is(err, unix.ECONNRESET) {
 					j.problemf("answering %v: %v", conn.RemoteAddr(), err)
 				}
 			}()
@@ -37,7 +37,7 @@ func echo(address string, j *journal) error {
 	return nil
 }
 
-func echoAll(conn *net.TCPConn) error {
+func echoAll(conn net.Conn) error {
 	lines := bufio.NewReader(conn)
 	for n := 1; ; n++ {
 		line, err := lines.ReadString('\n')
@@ -48,7 +48,7 @@ func echoAll(conn *net.TCPConn) error {
 			_, err = fmt.Fprintf(conn, "%s %d\n", line[:len(line)-1], n)
 		}
 		if err == nil && line == "enough\n" {
-			err = conn.CloseWrite()
+			err = conn.(interface{ CloseWrite() error }).CloseWrite()
 			if err == nil {
 				_, err = io.Copy(io.Discard, lines)
 			}
