@@ -24,7 +24,7 @@ test: ## all tests, end to end included; without root those that do not need it
 	@[ "$$(id -u)" = 0 ] || echo "Not root: tests that stop processes, join control groups or bring a lab up are left out."
 	@command -v qemu-system-x86_64 >/dev/null || echo "No qemu-system-x86_64 (Debian: qemu-system-x86): tests on another kernel are left out."
 	@apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || echo "No package linux-image-cloud-amd64 (apt-get update?): tests on another kernel are left out."
-	@for p in python3 node javac redis-server memcached nginx mosquitto iperf3; do command -v $$p >/dev/null || echo "No $$p: moves of programs that need it are left out."; done
+	@for p in python3 node javac redis-server memcached nginx mosquitto dnsmasq iperf3; do command -v $$p >/dev/null || echo "No $$p: moves of programs that need it are left out."; done
 	@command -v cc >/dev/null || echo "No C compiler: the race detector is left out."
 	if command -v cc >/dev/null; then \
 		CGO_ENABLED=1 $(GO) test -race -timeout 15m $(PURE); \

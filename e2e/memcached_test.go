@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// memcached serves with several threads.
+// memcached serves with several threads, which share UDP sockets, too.
 var memcached = server{
 	name: "memcached", needs: "memcached",
-	args: []string{"memcached", "-u", "root", "-l", "$AT", "-p", "$PORT", "-U", "0", "-t", "4"},
+	args: []string{"memcached", "-u", "root", "-l", "$AT", "-p", "$PORT", "-U", "$PORT", "-t", "4"},
 	load: func(l *load) {
 		for i := range 20 {
 			l.connected(fmt.Sprint("client ", i), func(c *client, conn net.Conn) error {

@@ -18,6 +18,7 @@ var redis = server{
 	files: map[string]string{"redis.conf": `
 bind $AT
 port $PORT
+unixsocket $FILES/redis.sock
 protected-mode no
 dir $FILES
 appendonly yes

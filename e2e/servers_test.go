@@ -16,7 +16,7 @@ import (
 	"github.com/pagurus-project/pagurus/e2e/testbed"
 )
 
-// A server is a program that talks TCP and that everybody knows.
+// A server is a program that everybody knows.
 type server struct {
 	name, needs string // needs: the program's file
 	// args start it; $AT is the address, $PORT the port, and $FILES the directory in which
@@ -33,7 +33,7 @@ type server struct {
 // TestServers moves servers under load from clients on another host, ten times in a row.
 // Clients check every answer.
 func TestServers(t *testing.T) {
-	for i, s := range []server{redis, memcached, nginx, mosquitto, iperf, node, asyncio, goServer} {
+	for i, s := range []server{redis, memcached, nginx, mosquitto, iperf, node, asyncio, goServer, dnsmasq} {
 		t.Run(s.name, func(t *testing.T) {
 			need(t, s.needs)
 			ctx := limit(t, 3*time.Minute)

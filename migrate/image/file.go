@@ -2,6 +2,7 @@ package image
 
 import (
 	"github.com/pagurus-project/pagurus/tcprepair"
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
 	"github.com/pagurus-project/pagurus/tcprepair/udp"
 )
 
@@ -31,6 +32,7 @@ const (
 	FileSocket    FileKind = "socket"    // Socket
 	FileTCP       FileKind = "tcp"       // TCP
 	FileUDP       FileKind = "udp"       // UDP
+	FileNetlink   FileKind = "netlink"   // Netlink
 )
 
 // A File is an open file description (open(2)): what descriptors made by dup
@@ -53,8 +55,9 @@ type File struct {
 	SignalMask uint64   `cbor:"signal_mask,omitempty"`
 	Inotify    *Inotify `cbor:"inotify,omitempty"`
 
-	TCP *tcprepair.Socket `cbor:"tcp,omitempty"`
-	UDP *udp.Socket       `cbor:"udp,omitempty"`
+	TCP     *tcprepair.Socket `cbor:"tcp,omitempty"`
+	UDP     *udp.Socket       `cbor:"udp,omitempty"`
+	Netlink *Netlink          `cbor:"netlink,omitempty"`
 }
 
 // Owner is who gets the signals of a descriptor (F_SETOWN_EX, F_SETSIG).
@@ -158,6 +161,18 @@ type Socket struct {
 	File    *SocketFile `cbor:"file,omitempty"`    // if the name is a path, and the file is still there
 	To      Index       `cbor:"to"`                // of datagrams: the socket that it is connected to, which is not to it
 	ToName  []byte      `cbor:"to_name,omitempty"` // the same outside of the tree
+}
+
+// A Netlink is a socket of netlink(7).
+type Netlink struct {
+	Type     int         `cbor:"type"`
+	Protocol int         `cbor:"protocol"`
+	Port     uint32      `cbor:"port"` // 0: not bound
+	Groups   []int       `cbor:"groups"`
+	ToPort   uint32      `cbor:"to_port"` // who it is connected to; 0: the kernel
+	ToGroups uint32      `cbor:"to_groups"`
+	Options  []Option    `cbor:"options"`
+	Filter   inet.Filter `cbor:"filter"`
 }
 
 // A SocketFile is that of a unix socket.

@@ -232,6 +232,8 @@ func (m *Image) validateFile(f *File) error {
 		ok = f.TCP != nil && f.TCP.Validate() == nil
 	case FileUDP:
 		ok = f.UDP != nil && f.UDP.Validate() == nil
+	case FileNetlink:
+		ok = f.Netlink != nil
 	case FileEvent:
 		ok = f.Event != nil
 	case FileTimer:

@@ -42,6 +42,7 @@ var fileKinds = map[image.FileKind]fileKind{
 	image.FileSocket:    unixSocket,
 	image.FileTCP:       tcpSocket,
 	image.FileUDP:       udpSocket,
+	image.FileNetlink:   netlinkSocket,
 }
 
 func init() {
@@ -82,7 +83,7 @@ func (o *openFile) classify() (image.FileKind, bool) {
 	case unix.S_IFCHR:
 		return image.FileDevice, plainDevices[o.st.Rdev]
 	case unix.S_IFSOCK:
-		return image.FileSocket, true // or of TCP or UDP, which its dump finds out
+		return image.FileSocket, true // or of another family, which its dump finds out
 	}
 	return "", false
 }

@@ -33,6 +33,8 @@ func dumpSocket(d *ProcessDump, o *openFile, f *image.File) error {
 		return dumpTCP(d, o, f, fd, refuse)
 	case kind.isUDP():
 		return dumpUDP(d, f, fd, refuse)
+	case family == unix.AF_NETLINK:
+		return dumpNetlink(d, o, f, fd, refuse)
 	case family != unix.AF_UNIX:
 		refuse(familyName(family, kind.protocol), "close it before the move: it is of a kind that cannot move yet")
 		return nil
@@ -49,7 +51,7 @@ func familyName(family, protocol int) string {
 		return name
 	}
 	names := map[int]string{
-		unix.AF_INET: "an IPv4 socket", unix.AF_INET6: "an IPv6 socket", unix.AF_NETLINK: "a netlink socket",
+		unix.AF_INET: "an IPv4 socket", unix.AF_INET6: "an IPv6 socket",
 		unix.AF_PACKET: "a packet socket", unix.AF_VSOCK: "a vsock socket", unix.AF_ALG: "a socket of the crypto API",
 		unix.AF_XDP: "an XDP socket", unix.AF_CAN: "a CAN socket", unix.AF_KEY: "a key management socket", unix.AF_TIPC: "a TIPC socket",
 		unix.AF_BLUETOOTH: "a Bluetooth socket", unix.AF_RDS: "an RDS socket", unix.AF_SMC: "an SMC socket",

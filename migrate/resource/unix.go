@@ -58,6 +58,7 @@ func dumpUnix(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(wh
 		connected = false
 	case connected && !datagrams && len(s.Name) > 0 && s.Name[0] == 0:
 		refuse(fmt.Sprintf("a connection with the abstract name %s", printable(s.Name)), "close it before the move: only one name of that kind can be made at a time")
+		d.sockets[state.Inode] = unixEnd{index: image.None, peer: state.Peer} // its other end is not outside
 		return nil
 	case state.Waiting > 0 && !d.Inspect:
 		return fmt.Errorf("%w: %d connections wait for process %d to accept them, at %s", ErrTryAgain, state.Waiting, d.Proc.PID, printable(s.Name))

@@ -214,8 +214,7 @@ func (r *ProcessRestore) finishSocket(index image.Index) error {
 func (r *TreeRestore) setSocketOptions(fd int, options []image.Option) error {
 	for _, o := range options {
 		name, value := o.Name, string(o.Value)
-		switch name {
-		case unix.SO_SNDBUF, unix.SO_RCVBUF:
+		if o.Level == unix.SOL_SOCKET && (name == unix.SO_SNDBUF || name == unix.SO_RCVBUF) {
 			// The kernel doubles what it is given (socket(7)), and the limits on it
 			// do not hold for what it was able to have at the source.
 			if len(o.Value) != 4 {

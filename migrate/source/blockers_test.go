@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -55,6 +57,18 @@ func outsidePipe(t *testing.T, c *exec.Cmd) {
 		_ = reader.Wait()
 	})
 	c.ExtraFiles = append(c.ExtraFiles, w)
+}
+
+// waitingListener tells a program of a unix socket where nobody accepts.
+func waitingListener(t *testing.T, c *exec.Cmd) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "waits")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	c.Env = append(c.Environ(), "WAITS="+path)
 }
 
 // outsideSocket gives a program one end of a socket pair, as descriptor 4.
@@ -139,6 +153,9 @@ func TestBlockers(t *testing.T) {
 		{"removed directory", nil, `d = os.environ["DIR"] + "/d"; os.mkdir(d); os.chdir(d); os.rmdir(d)`, []blocker{{migrate.CodeFileGone, "/d"}}, ""},
 		{"raw socket", nil, `s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)`, []blocker{{migrate.CodeDescriptor, "an ICMPv6 socket"}}, ""},
 		{"packet socket", nil, `s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)`, []blocker{{migrate.CodeDescriptor, "a packet socket"}}, ""},
+		{"netlink socket", nil, `s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 16)`, []blocker{{migrate.CodeDescriptor, "a netlink socket of protocol 16"}}, ""},
+		{"connection of a unix socket", nil, `a = socket.socket(socket.AF_UNIX); a.bind("\0blocker"); a.listen(); b = socket.socket(socket.AF_UNIX); b.connect("\0blocker"); c = a.accept()`, []blocker{{migrate.CodeDescriptor, "a connection with the abstract name @blocker"}}, ""},
+		{"connection that nobody accepts", waitingListener, `a = socket.socket(socket.AF_UNIX); a.connect(os.environ["WAITS"])`, []blocker{{migrate.CodeOutsideEnd, "has not accepted yet"}}, ""},
 		{"UDP socket for IPsec", nil, `s = socket.socket(type=socket.SOCK_DGRAM); s.setsockopt(17, 100, 2)`, []blocker{{migrate.CodeDescriptor, "UDP_ENCAP"}}, ""},
 		{"connection", nil, `s = socket.create_server(("127.0.0.1", 0)); c = socket.create_connection(s.getsockname()); a, _ = s.accept()`, []blocker{{migrate.CodeDescriptor, "a TCP connection of 127.0.0.1:"}}, ""},
 		{"connection that has ended", nil, `s = socket.create_server(("127.0.0.1", 0)); c = socket.create_connection(s.getsockname()); a, _ = s.accept(); a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)); a.close(); s.close()`, []blocker{{migrate.CodeDescriptor, "whose connection has ended"}}, ""},
