@@ -1,5 +1,5 @@
 // Bench measures moves in a lab and prints how long the process stands still,
-// by phase, over its size. "make bench" runs it; the page stream's throughput
+// by phase, over its size, and what clients notice. "make bench" runs it; the page stream's throughput
 // against memory copy and raw TCP is in the benchmarks of package pageserver.
 //
 // Each size is moved several times; the run with the median downtime is shown.
@@ -41,7 +41,7 @@ type load struct {
 func main() {
 	lab.Main() // a lab's hosts are this program run again
 	moves := flag.Int("moves", 5, "how often each program is moved")
-	largest := flag.Int("largest", 4096, "largest size, in MiB")
+	largest := flag.Int("largest", 4096, "largest size, in MiB; 0: clients alone")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
@@ -77,7 +77,10 @@ func run(ctx context.Context, out io.Writer, moves, largest int) (err error) {
 			row(t, size, load, r)
 		}
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	return clients(ctx, bed, out, 4*moves)
 }
 
 func row(t io.Writer, size int, load load, r migrate.Report) {
