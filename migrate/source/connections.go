@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pagurus-project/pagurus/migrate/resource"
+	"github.com/pagurus-project/pagurus/migrate/wire"
 	"github.com/pagurus-project/pagurus/tcprepair/hold"
 )
 
@@ -261,6 +262,34 @@ func (m *Migration) endHold() error {
 	}
 	return hold.Remove(m.plan.Hold)
 }
+
+// awaitRunning forwards what was held as soon as the destination says that the process runs
+// there, which the decision in the log comes before: clients wait, and Dispose comes by way of
+// the coordinator. It ends with the connection.
+func (m *Migration) awaitRunning(conn net.Conn) {
+	if err := conn.SetReadDeadline(time.Time{}); err != nil {
+		return
+	}
+	if reply, err := wire.ReadReply(conn); err != nil || reply.Kind != wire.Running {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	// The addresses are taken off by the same decision, at about the same time.
+	for waited := time.Duration(0); m.hold != nil && waited < departTakes; waited += departPause {
+		if !m.hold.IsHere() {
+			m.forwardHeld()
+			return
+		}
+		<-time.After(departPause)
+	}
+}
+
+// departTakes is how long addresses may take to be taken off, before that is left to Dispose.
+const (
+	departTakes = 20 * time.Millisecond
+	departPause = 500 * time.Microsecond
+)
 
 // forwardHeld sends what was held, and what still comes, on to the host that has the
 // addresses by now.

@@ -52,6 +52,9 @@ func (m *Migration) Run(ctx context.Context, conn net.Conn, events Events) error
 	}
 	fail(nil)
 	heard.stop()
+	if err == nil && m.promised && m.hold != nil {
+		m.host.background.Go(func() { m.awaitRunning(conn) })
+	}
 	return err
 }
 

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/wire"
 )
 
 // Ran is what came of a COMMIT.
@@ -64,6 +65,7 @@ func (s *Shell) Commit(ctx context.Context) (Ran, error) {
 	if err != nil {
 		return Ran{}, fmt.Errorf("resuming the process: %w", err)
 	}
+	s.tellRunning()
 	s.ranOnce()
 	s.tidy()
 	r := Ran{Detail: lost}
@@ -103,6 +105,15 @@ func (s *Shell) tidy() {
 
 // arrivalFile keeps what has to be known of sockets until they live.
 func (s *Shell) arrivalFile() string { return filepath.Join(s.host.state, s.config.Migration) }
+
+// tellRunning tells the source, which may hold packets. It learns it by the log as well.
+func (s *Shell) tellRunning() {
+	if s.conn == nil {
+		return
+	}
+	_ = s.conn.SetWriteDeadline(time.Now().Add(time.Second))
+	_ = wire.WriteReply(s.conn, wire.Reply{Kind: wire.Running})
+}
 
 func (s *Shell) ranOnce() {
 	if s.ran == nil {

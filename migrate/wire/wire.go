@@ -47,6 +47,7 @@ const (
 	Placed   ReplyKind = "placed"   // Round: everything of it is in its place
 	Differs  ReplyKind = "differs"  // Runs: they are to be sent again, and the state after them
 	Prepared ReplyKind = "prepared" // everything is built; what is left is to thaw
+	Running  ReplyKind = "running"  // after COMMIT: the process runs
 	Failed   ReplyKind = "failed"   // Reason: the migration cannot go on here
 )
 
@@ -181,7 +182,7 @@ func ReadReply(r io.Reader) (Reply, error) {
 		return reply, fmt.Errorf("reading a reply: %w", err)
 	}
 	switch reply.Kind {
-	case Welcome, Placed, Differs, Prepared, Failed:
+	case Welcome, Placed, Differs, Prepared, Running, Failed:
 		return reply, nil
 	}
 	return reply, fmt.Errorf("reading a reply: its kind %q is unknown", reply.Kind)

@@ -211,7 +211,7 @@ func (h *Hold) Forward(ctx context.Context, quiet time.Duration) (failed error) 
 			note(sender.deliver(packets)) // may be local ones, too
 			timer.Reset(quiet)
 		}
-		if slices.ContainsFunc(h.config.Flows, func(f Flow) bool { return isLocal(f.Local.Addr().Unmap()) }) {
+		if h.IsHere() {
 			note(h.Deliver(ctx))
 			break
 		}
@@ -228,6 +228,11 @@ func (h *Hold) Forward(ctx context.Context, quiet time.Duration) (failed error) 
 
 // forwardAtMost bounds that: somebody may never learn who has the address.
 const forwardAtMost = 30 * time.Second
+
+// IsHere reports that one of the addresses is this host's.
+func (h *Hold) IsHere() bool {
+	return slices.ContainsFunc(h.config.Flows, func(f Flow) bool { return isLocal(f.Local.Addr().Unmap()) })
+}
 
 // isLocal reports an address of this host.
 func isLocal(a netip.Addr) bool {
