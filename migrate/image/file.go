@@ -196,8 +196,9 @@ type Option struct {
 type Message struct {
 	Data []byte `cbor:"data"`
 	From []byte `cbor:"from,omitempty"` // of a datagram: the sender's name, if it has one
-	// Credentials of the sender, if they were recorded.
-	PID int    `cbor:"pid"`
-	UID uint32 `cbor:"uid"`
-	GID uint32 `cbor:"gid"`
+	// Credentials of the sender, if they are known. The PID is 0 in another PID namespace.
+	Known bool   `cbor:"known"`
+	PID   int    `cbor:"pid"`
+	UID   uint32 `cbor:"uid"`
+	GID   uint32 `cbor:"gid"`
 }

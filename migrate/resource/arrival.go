@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -61,7 +62,7 @@ func (a *Arrival) Arrive() (lost []error) {
 	})
 	for i := range a.Names {
 		if err := a.Names[i].Staged.Publish(); err != nil {
-			lost = append(lost, err)
+			lost = append(lost, err, a.Names[i].Staged.Discard())
 		}
 	}
 	if err := deliverDatagrams(a.Datagrams); err != nil {
@@ -70,7 +71,7 @@ func (a *Arrival) Arrive() (lost []error) {
 	if a.Lost > 0 {
 		lost = append(lost, fmt.Errorf("%d datagrams that were not read yet, to sockets that are bound to a group or a device", a.Lost))
 	}
-	return lost
+	return slices.DeleteFunc(lost, func(err error) bool { return err == nil })
 }
 
 // Save keeps it in a file. If there is nothing to do, there is none.
@@ -82,8 +83,11 @@ func (a *Arrival) Save(path string) error {
 		return nil
 	}
 	data, err := cbor.Marshal(a)
+	if err == nil { // as a whole or not at all
+		err = os.WriteFile(path+".new", data, 0o600)
+	}
 	if err == nil {
-		err = os.WriteFile(path, data, 0o600)
+		err = os.Rename(path+".new", path)
 	}
 	if err != nil {
 		return fmt.Errorf("keeping the state of sockets: %w", err)

@@ -3,11 +3,10 @@ package resource
 import (
 	"errors"
 	"fmt"
-	"runtime"
+	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate/image"
@@ -15,41 +14,24 @@ import (
 	"github.com/pagurus-project/pagurus/tcprepair/udp"
 )
 
-// DumpDatagrams reads what has come for the UDP sockets of an image and was not read yet.
-// Their processes do not run any more. It stays there.
-func DumpDatagrams(m *image.Image) error {
-	group := errgroup.Group{}
-	group.SetLimit(runtime.GOMAXPROCS(0))
-	eachFile(m, func(pid, fd int, f *image.File) {
-		if f.UDP == nil {
-			return
-		}
-		group.Go(func() error {
-			own, err := borrow(pid, fd)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(own)
-			if f.UDP.Queue, err = udp.Queue(own); err != nil {
-				return fmt.Errorf("reading the queue of the UDP socket at %v: %w", f.UDP.Local, err)
-			}
-			return nil
-		})
-	})
-	return group.Wait()
-}
-
-// datagrams lists those of an image, and how many cannot be delivered: to a socket that is
-// bound to a group or a device.
+// datagrams lists those of an image, and how many cannot be delivered as they came: to a socket
+// that is bound to a device or a group, or that was connected to somebody else since.
 func datagrams(m *image.Image) (all []udp.Datagram, lost int) {
 	for i := range m.Files {
 		s := m.Files[i].UDP
-		switch {
-		case s == nil:
-		case s.Local.Addr().IsMulticast() || slices.ContainsFunc(s.Options, bindsToDevice):
-			lost += len(s.Queue)
-		default:
-			all = append(all, s.Queue...)
+		if s == nil {
+			continue
+		}
+		bound := slices.ContainsFunc(s.Options, bindsToDevice)
+		local := s.Local.Addr().Unmap().WithZone("")
+		for _, d := range s.Queue {
+			elsewhere := !local.IsUnspecified() && local != d.To.Addr()
+			stranger := s.Remote.IsValid() && netip.AddrPortFrom(s.Remote.Addr().Unmap(), s.Remote.Port()) != d.From
+			if bound || elsewhere || stranger || local.IsMulticast() {
+				lost++
+			} else {
+				all = append(all, d)
+			}
 		}
 	}
 	return all, lost
@@ -62,25 +44,33 @@ func bindsToDevice(o inet.Option) bool {
 // deliverDatagrams gives them to the sockets of this host. Those that were sent to an address
 // of the source alone, or to a group, go to the address by which this host would answer.
 func deliverDatagrams(all []udp.Datagram) error {
+	all = slices.Clone(all)
 	var errs []error
-	for _, d := range all {
-		err := toThisHost(&d)
-		if err == nil {
-			err = udp.Deliver([]udp.Datagram{d})
+	here := make(map[netip.Addr]bool)
+	answers := make(map[netip.Addr]netip.Addr)
+	for i := range all {
+		d := &all[i]
+		to, from := d.To.Addr(), d.From.Addr()
+		local, known := here[to]
+		if !known {
+			routes, err := netlink.RouteGet(to.AsSlice())
+			local = err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
+			here[to] = local
 		}
-		errs = append(errs, err)
+		if local {
+			continue
+		}
+		by, known := answers[from]
+		if !known {
+			routes, err := netlink.RouteGet(from.AsSlice())
+			if err != nil || len(routes) == 0 {
+				errs = append(errs, fmt.Errorf("looking for the way to %v: %w", from, err))
+				continue // and it is not delivered
+			}
+			by = endpointOf(routes[0].Src, 0).Addr()
+			answers[from] = by
+		}
+		d.To = netip.AddrPortFrom(by, d.To.Port())
 	}
-	return errors.Join(errs...)
-}
-
-func toThisHost(d *udp.Datagram) error {
-	routes, err := netlink.RouteGet(d.To.Addr().AsSlice())
-	if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
-		return nil
-	}
-	if routes, err = netlink.RouteGet(d.From.Addr().AsSlice()); err != nil || len(routes) == 0 {
-		return fmt.Errorf("looking for the way to %v: %w", d.From, err)
-	}
-	d.To = endpointOf(routes[0].Src, d.To.Port())
-	return nil
+	return errors.Join(append(errs, udp.Deliver(all))...)
 }

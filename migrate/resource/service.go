@@ -38,7 +38,7 @@ func (d *TreeDump) AddressesAlong(m *image.Image, service []netip.Prefix, asked 
 		for i := range m.Files {
 			if takes(&m.Files[i], p.Addr()) {
 				d.Warn(migrate.CodeAddressStays, fmt.Sprintf("if it is for this process: --with-address %v", p.Addr()),
-					"the process listens on port %d of all addresses; service address %v does not go along", localOf(&m.Files[i]).Port(), p.Addr())
+					"the process has a socket at port %d of all addresses; service address %v does not go along", localOf(&m.Files[i]).Port(), p.Addr())
 			}
 		}
 	}

@@ -41,7 +41,7 @@ func (c *Check) mustBind(local netip.AddrPort, err error) {
 		c.Block(migrate.CodeAddressTaken, "end what uses the port there, or choose another host", "a socket of the process is bound to %v, which is in use there", local)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		c.Block(migrate.CodeAddressMissing, "bind it to no particular address, or to a service address (migratectl address), or choose a host that has this one",
-			"a socket of the process is bound to %v, an address that the host does not have", local)
+			"a socket of the process is bound to, or connected from, %v, an address that the host does not have", local)
 	case err != nil:
 		c.Block(migrate.CodeDescriptor, "choose another host", "a socket of the process that is bound to %v cannot be made there: %v", local, err)
 	}

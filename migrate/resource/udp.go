@@ -88,5 +88,5 @@ func sent(fd int, s *udp.Socket) error {
 		}
 		<-time.After(500 * time.Microsecond) // the network takes what was sent
 	}
-	return fmt.Errorf("%w: a UDP socket at %v has data that the process has not finished sending (UDP_CORK, MSG_MORE)", ErrTryAgain, s.Local)
+	return fmt.Errorf("%w: a UDP socket at %v has sent what is not on its way: the process holds it back (UDP_CORK, MSG_MORE), or a device or a neighbour does not take it", ErrTryAgain, s.Local)
 }

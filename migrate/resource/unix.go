@@ -6,13 +6,16 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/unixsock"
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
 // unixSocket: a unix socket (unix(7)): one that listens, one without a connection, one of a
@@ -36,12 +39,19 @@ var unixSocket = fileKind{
 // unixOptions are those of a unix socket that hold a value.
 var unixOptions = []int{
 	unix.SO_SNDBUF, unix.SO_RCVBUF, unix.SO_RCVLOWAT, unix.SO_PASSCRED, unix.SO_RCVTIMEO_NEW, unix.SO_SNDTIMEO_NEW,
-	unix.SO_PEEK_OFF, unix.SO_PASSSEC, unix.SO_PRIORITY, unix.SO_MARK,
+	unix.SO_PEEK_OFF, unix.SO_PASSSEC, unix.SO_PRIORITY, unix.SO_MARK, unix.SO_OOBINLINE,
+	unix.SO_TIMESTAMP, unix.SO_TIMESTAMPNS, unix.SO_TIMESTAMP_NEW, unix.SO_TIMESTAMPNS_NEW, soPassPIDFD,
 }
+
+const soPassPIDFD = 76 // SO_PASSPIDFD (Linux 6.5)
 
 // dumpUnix reads one, by fd, a descriptor of ours.
 func dumpUnix(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(what, hint string)) error {
 	state, err := unixsock.Look(uint32(o.st.Ino))
+	if errors.Is(err, fs.ErrNotExist) {
+		refuse("a unix socket of another network namespace", "close it before the move")
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -54,7 +64,13 @@ func dumpUnix(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(wh
 	connected := s.Ended || state.Peer != 0
 	switch {
 	case state.HasPeer && state.Peer == 0 && !datagrams && state.Shutdown != shutReceive|shutSend:
-		d.Block(migrate.CodeOutsideEnd, "close it before the move", "descriptor %d of process %d, %s, is a connection that its other end has not accepted yet", o.fd, d.Proc.PID, o.link)
+		// One to a listener of the tree has this accepted first.
+		d.then(func() error {
+			if !d.waitsForTree(state.Inode) {
+				d.Block(migrate.CodeOutsideEnd, "close it before the move", "descriptor %d of process %d, %s, is a connection that its other end has not accepted yet", o.fd, d.Proc.PID, o.link)
+			}
+			return nil
+		})
 		connected = false
 	case connected && !datagrams && len(s.Name) > 0 && s.Name[0] == 0:
 		refuse(fmt.Sprintf("a connection with the abstract name %s", printable(s.Name)), "close it before the move: only one name of that kind can be made at a time")
@@ -81,19 +97,17 @@ func dumpUnix(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(wh
 	}
 	for _, option := range unixOptions {
 		value, err := socketOption(fd, unix.SOL_SOCKET, option)
+		if inet.Unknown(err) {
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("reading option %d: %w", option, err)
 		}
 		s.Options = append(s.Options, image.Option{Level: unix.SOL_SOCKET, Name: option, Value: value})
 	}
-	if !d.Inspect && (connected || datagrams) {
-		if s.Queue, err = socketQueue(fd, s.Type, s.Ended || s.Shutdown&shutReceive != 0); err != nil {
-			return fmt.Errorf("reading its queue: %w", err)
-		}
-	}
 	f.Socket = len(d.image.Sockets)
 	d.image.Sockets = append(d.image.Sockets, s)
-	d.sockets[state.Inode] = unixEnd{index: f.Socket, peer: state.Peer}
+	d.sockets[state.Inode] = unixEnd{index: f.Socket, peer: state.Peer, pending: state.Pending}
 	if state.Peer != 0 {
 		d.then(func() error { return d.connectUnix(o, state, f.Socket) })
 	}
@@ -121,8 +135,20 @@ func (d *ProcessDump) connectUnix(o *openFile, state unixsock.State, index image
 	s := &d.image.Sockets[index]
 	peer, inside := d.sockets[state.Peer]
 	switch {
-	case inside && peer.peer == state.Inode:
+	case inside && peer.index == image.None: // told already
+		return nil
+	case inside && peer.index == index:
+		d.Block(migrate.CodeDescriptor, "close it before the move", "descriptor %d of process %d, %s, is a unix socket that is connected to itself", o.fd, d.Proc.PID, o.link)
+		return nil
+	case inside && peer.peer == state.Inode && !d.byName(index, peer.index):
 		s.Peer = peer.index
+		other := &d.image.Sockets[peer.index]
+		if s.PeerUID != other.PeerUID || s.PeerGID != other.PeerGID {
+			d.Block(migrate.CodeDescriptor, "close it before the move", "descriptor %d of process %d, %s, is a connection whose ends know each other as users %d and %d", o.fd, d.Proc.PID, o.link, s.PeerUID, other.PeerUID)
+		}
+		return nil
+	case inside && len(d.image.Sockets[peer.index].Name) == 0:
+		d.Block(migrate.CodeDescriptor, "close it before the move", "descriptor %d of process %d, %s, sends to a unix socket without a name, which does not send to it", o.fd, d.Proc.PID, o.link)
 		return nil
 	case inside: // of datagrams alone
 		s.To = peer.index
@@ -142,10 +168,30 @@ func (d *ProcessDump) connectUnix(o *openFile, state unixsock.State, index image
 	return nil
 }
 
+// byName reports datagram sockets that were connected by their names, each to the other:
+// they know no users of each other, as pairs do.
+func (d *ProcessDump) byName(a, b image.Index) bool {
+	one, other := &d.image.Sockets[a], &d.image.Sockets[b]
+	const nobody = ^uint32(0)
+	return one.Type == unix.SOCK_DGRAM && len(one.Name) > 0 && len(other.Name) > 0 && one.PeerUID == nobody
+}
+
 // unixEnd is a socket that is in the image.
 type unixEnd struct {
 	index image.Index
 	peer  uint32 // the inode of who it is connected to
+
+	pending []uint32 // of a listener: those of who waits
+}
+
+// waitsForTree reports a connection that a listener of the tree has not accepted yet.
+func (d *ProcessDump) waitsForTree(inode uint32) bool {
+	for _, s := range d.sockets {
+		if slices.Contains(s.pending, inode) {
+			return true
+		}
+	}
+	return false
 }
 
 // wasConnected reports whether a socket without a peer has lost it, as opposed
@@ -174,7 +220,7 @@ func checkUnix(c *Check, f *image.File) {
 	}
 	name, err := stage(s)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist) && s.File != nil:
 		c.Block(migrate.CodeFileMissing, "make it there", "a socket of the process is at %s, and its directory is not there", s.File.Path)
 	case err != nil:
 		c.Block(migrate.CodeDescriptor, "choose another host", "a socket of the process cannot be made there: %v", err)
@@ -201,12 +247,23 @@ func (c *Check) checkUnixFile(s *image.Socket) {
 		return
 	}
 	if err == nil && info.Mode().Type() == fs.ModeSocket {
-		err = tryUnix(s.Type, func(fd int) error { return unixsock.Connect(fd, []byte(s.File.Path)) })
-		if errors.Is(err, unix.ECONNREFUSED) {
+		if used, err := inUse(info); err == nil && !used {
 			return
 		}
 	}
 	c.Block(migrate.CodeAddressTaken, "end what uses it there, remove it, or choose another host", "a socket of the process is at %s, where there is something else", s.File.Path)
+}
+
+// inUse reports whether a socket has this file. To connect to it would be noticed.
+func inUse(info fs.FileInfo) (bool, error) {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return false, errors.New("a file without an inode")
+	}
+	all, err := unixsock.List()
+	return slices.ContainsFunc(all, func(s unixsock.State) bool {
+		return s.HasFile && uint32(s.FileInode) == uint32(st.Ino) // of the device the kernel and stat(2) may differ
+	}), err
 }
 
 // tryUnix calls f with a socket for the purpose.

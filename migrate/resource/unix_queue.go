@@ -3,7 +3,6 @@ package resource
 import (
 	"errors"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -51,14 +50,15 @@ func peekAll(fd, typ int, ended bool, all int) ([]image.Message, error) {
 	buf := make([]byte, 64<<10)
 	control := make([]byte, 2<<10)
 	for {
-		n, nc, flags, from, err := unix.Recvmsg(fd, buf, control, unix.MSG_PEEK|unix.MSG_DONTWAIT|unix.MSG_TRUNC|unix.MSG_CMSG_CLOEXEC)
+		r, err := receive(fd, buf, control, unix.MSG_PEEK|unix.MSG_DONTWAIT|unix.MSG_TRUNC|unix.MSG_CMSG_CLOEXEC)
+		n := r.bytes
 		if errors.Is(err, unix.EAGAIN) || err == nil && n == 0 && typ == unix.SOCK_STREAM {
 			return queue, nil
 		}
 		if err != nil {
 			return nil, err
 		}
-		m, err := readControl(control[:nc])
+		m, err := readControl(control[:r.control])
 		if err != nil {
 			return nil, err
 		}
@@ -71,7 +71,7 @@ func peekAll(fd, typ int, ended bool, all int) ([]image.Message, error) {
 			continue
 		}
 		at += n
-		if flags&unix.MSG_CTRUNC != 0 {
+		if r.flags&unix.MSG_CTRUNC != 0 {
 			return nil, errPassedDescriptors
 		}
 		if n > 0 {
@@ -79,22 +79,13 @@ func peekAll(fd, typ int, ended bool, all int) ([]image.Message, error) {
 		} else if empty++; ended && typ == unix.SOCK_SEQPACKET && at == all && empty > 1 {
 			return queue, nil // the end of a connection looks like that too, for ever
 		}
-		m.Data, m.From = slices.Clone(buf[:n]), nameOf(from)
+		m.Data, m.From = slices.Clone(buf[:n]), r.from
 		queue = append(queue, m)
 	}
 }
 
-// nameOf is the name of a unix socket, as the kernel has it.
-func nameOf(a unix.Sockaddr) []byte {
-	from, ok := a.(*unix.SockaddrUnix)
-	if !ok || from.Name == "" {
-		return nil
-	}
-	if rest, abstract := strings.CutPrefix(from.Name, "@"); abstract {
-		return append([]byte{0}, rest...)
-	}
-	return []byte(from.Name)
-}
+// overflowID is the user whom the kernel tells for none (/proc/sys/kernel/overflowuid).
+const overflowID = 65534
 
 // readControl takes the sender's credentials out of a message's control data.
 func readControl(control []byte) (image.Message, error) {
@@ -130,6 +121,7 @@ func parseControl(control []byte) (m image.Message, received []int, passed bool,
 			errs = append(errs, err)
 			if err == nil {
 				m.PID, m.UID, m.GID = int(creds.Pid), creds.Uid, creds.Gid
+				m.Known = m.PID != 0 || m.UID != overflowID // which stands for those that were not recorded
 			}
 		case unix.SCM_RIGHTS, scmPIDFD:
 			passed = passed || c.Header.Type == unix.SCM_RIGHTS

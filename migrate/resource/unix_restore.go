@@ -153,13 +153,29 @@ func sendTo(fd, peer int, hasPeer bool, m *image.Message) (err error) {
 	if err := unix.SetsockoptInt(peer, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 1<<30); err != nil {
 		return err
 	}
-	var control []byte
-	if m.PID != 0 {
-		control = unix.UnixCredentials(&unix.Ucred{Pid: int32(m.PID), Uid: m.UID, Gid: m.GID})
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
-			return err
-		}
+	known := 0
+	if m.Known {
+		known = 1
 	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, known); err != nil {
+		return err
+	}
+	if !m.Known {
+		return sendWith(peer, m, nil)
+	}
+	credentials := unix.Ucred{Pid: int32(m.PID), Uid: m.UID, Gid: m.GID}
+	err = unix.ESRCH
+	if m.PID != 0 {
+		err = sendWith(peer, m, unix.UnixCredentials(&credentials))
+	}
+	if errors.Is(err, unix.ESRCH) { // of a process that this host does not have
+		credentials.Pid = int32(os.Getpid())
+		err = sendWith(peer, m, unix.UnixCredentials(&credentials))
+	}
+	return err
+}
+
+func sendWith(peer int, m *image.Message, control []byte) error {
 	n, err := unix.SendmsgN(peer, m.Data, control, nil, unix.MSG_DONTWAIT)
 	if err != nil || n != len(m.Data) {
 		return fmt.Errorf("%d of %d bytes: %w", n, len(m.Data), err)
@@ -167,7 +183,8 @@ func sendTo(fd, peer int, hasPeer bool, m *image.Message) (err error) {
 	return nil
 }
 
-// senderTo makes a datagram socket of that name which is connected to another one.
+// senderTo makes a datagram socket of that name, if it is free, which is connected to another
+// one.
 func senderTo(fd int, name []byte) (sender int, err error) {
 	staged, err := unixsock.PlanUnlinked(name, os.TempDir())
 	if err != nil {
@@ -176,7 +193,8 @@ func senderTo(fd int, name []byte) (sender int, err error) {
 	if sender, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return -1, err
 	}
-	if err = staged.Bind(sender, unixsock.Access{}); err == nil {
+	err = staged.Bind(sender, unixsock.Access{})
+	if err == nil || errors.Is(err, unix.EADDRINUSE) { // somebody here has that abstract name
 		err = unixsock.ConnectTo(sender, fd)
 	}
 	if err != nil {
@@ -188,13 +206,7 @@ func senderTo(fd int, name []byte) (sender int, err error) {
 // finishSocket gives a socket its options and shuts down what was shut down.
 func (r *ProcessRestore) finishSocket(index image.Index) error {
 	s, fd := &r.Image.Sockets[index], r.sockets[index]
-	if err := r.setSocketOptions(fd, s.Options); err != nil {
-		return err
-	}
-	if peer, lost := r.lostPeers[index]; lost {
-		delete(r.lostPeers, index)
-		return unix.Close(peer)
-	}
+	// A socket that wants credentials is given a name when it connects (unix_autobind).
 	var err error
 	switch {
 	case s.To != image.None:
@@ -202,8 +214,15 @@ func (r *ProcessRestore) finishSocket(index image.Index) error {
 	case len(s.ToName) > 0:
 		err = unixsock.Connect(fd, s.ToName)
 	}
+	if err == nil {
+		err = r.setSocketOptions(fd, s.Options)
+	}
 	if err != nil {
 		return err
+	}
+	if peer, lost := r.lostPeers[index]; lost {
+		delete(r.lostPeers, index)
+		return unix.Close(peer)
 	}
 	if how, ok := map[int]int{1: unix.SHUT_RD, 2: unix.SHUT_WR, 3: unix.SHUT_RDWR}[s.Shutdown]; ok {
 		return unix.Shutdown(fd, how)

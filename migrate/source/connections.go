@@ -208,25 +208,29 @@ func (m *Migration) mustBeSettled() error {
 // dumpConnections reads the sockets with connections, and what waits in others. The tree does
 // not run any more.
 func (m *Migration) dumpConnections() error {
-	if err := resource.DumpDatagrams(m.image); err != nil {
-		return err
-	}
 	m.plan.Connections, m.plan.SocketFiles = resource.Connections(m.image), resource.SocketFiles(m.image)
-	if len(m.plan.Connections) == 0 && len(m.plan.SocketFiles) == 0 {
+	m.plan.Looked = resource.ToLookAt(m.image)
+	if len(m.plan.Connections) == 0 && len(m.plan.SocketFiles) == 0 && len(m.plan.Looked) == 0 {
 		return nil
 	}
 	if err := m.save(); err != nil {
 		return err
 	}
+	if err := resource.DumpQueues(m.image); err != nil {
+		return err
+	}
 	return resource.DumpConnections(m.image)
 }
 
-// resumeConnections takes the sockets out of repair mode. The tree stands still, and has
+// resumeConnections takes the sockets out of repair mode, and makes those that were looked at
+// what they were. The tree stands still, and has
 // not run since they were read: later they are the program's.
 func (m *Migration) resumeConnections() {
-	gone := func(c resource.Connection) bool { return !slices.Contains(m.pids(), c.PID) }
-	here := slices.DeleteFunc(slices.Clone(m.plan.Connections), gone)
+	gone := func(pid int) bool { return !slices.Contains(m.pids(), pid) }
+	here := slices.DeleteFunc(slices.Clone(m.plan.Connections), func(c resource.Connection) bool { return gone(c.PID) })
+	looked := slices.DeleteFunc(slices.Clone(m.plan.Looked), func(l resource.Looked) bool { return gone(l.PID) })
 	m.lose("connections lost: ", resource.ResumeConnections(here)...)
+	m.lose("options of sockets lost: ", resource.Unlook(looked)...)
 	m.letOut()
 }
 

@@ -37,6 +37,10 @@ func (m *Migration) Dispose(ctx context.Context) error {
 	if m.sender != nil && !m.killing {
 		errs = append(errs, m.forwardSignals(ctx))
 	}
+	if !m.killing && !slices.ContainsFunc(m.processes, (*process).exited) {
+		// As long as the sockets are open no other file is taken for theirs.
+		errs = append(errs, resource.RemoveSocketFiles(m.plan.SocketFiles))
+	}
 	m.killing = true
 	for _, p := range m.processes {
 		if err := p.kill(); err != nil {
@@ -46,7 +50,6 @@ func (m *Migration) Dispose(ctx context.Context) error {
 	for _, p := range m.processes {
 		errs = append(errs, p.release(), p.awaitExit(ctx))
 	}
-	errs = append(errs, resource.RemoveSocketFiles(m.plan.SocketFiles))
 	if m.forwarding != nil { // the address may come back
 		errs = append(errs, m.forwarding.LetOut())
 		m.forwarding = nil

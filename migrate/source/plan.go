@@ -26,6 +26,8 @@ type Plan struct {
 	Hold string `json:"hold,omitempty"`
 	// Connections are those that may be in repair mode.
 	Connections []resource.Connection `json:"connections,omitempty"`
+	// Looked are sockets whose queues are being looked at.
+	Looked []resource.Looked `json:"looked,omitempty"`
 	// SocketFiles are those of the tree's unix sockets: where it has left, nobody is there.
 	SocketFiles []image.SocketFile `json:"socket_files,omitempty"`
 	// FrozenAt is set from just before the final freeze on: CLOCK_BOOTTIME of the
@@ -47,7 +49,7 @@ type PlanProcess struct {
 // settled is the plan when the processes are as they were, but for their
 // control group.
 func (p Plan) settled() Plan {
-	p.Injecting, p.Locks, p.Connections, p.SocketFiles, p.FrozenAt = false, nil, nil, nil, 0
+	p.Injecting, p.Locks, p.Connections, p.Looked, p.SocketFiles, p.FrozenAt = false, nil, nil, nil, nil, 0
 	p.Processes = slices.Clone(p.Processes)
 	for i := range p.Processes {
 		p.Processes[i].Userfaultfds, p.Processes[i].Scratch = nil, nil

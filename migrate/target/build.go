@@ -24,6 +24,9 @@ func (s *Shell) build(ctx context.Context, m *image.Image) error {
 	if err := s.checkFiles(ctx, m.Files, true); err != nil {
 		return err
 	}
+	if err := s.checkSockets(ctx, m); err != nil {
+		return err
+	}
 	for i, p := range s.processes {
 		if err := s.awaitClocks(ctx, p.PID(), m.Clocks); err != nil {
 			return err

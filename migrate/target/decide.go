@@ -34,8 +34,7 @@ type Ran struct {
 // says the same. The addresses that go along are the host's by now.
 func (s *Shell) Commit(ctx context.Context) (Ran, error) {
 	if s.gone {
-		s.tidy()
-		return s.attest(), nil
+		return s.attest(), s.clear()
 	}
 	if !s.plan.Prepared {
 		return Ran{}, errors.New("the shell is not prepared")
@@ -48,8 +47,7 @@ func (s *Shell) Commit(ctx context.Context) (Ran, error) {
 	if len(pids) == 0 {
 		// Somebody killed it. Unless the plan says otherwise it was never thawed.
 		s.gone = true
-		s.tidy()
-		return s.attest(), nil
+		return s.attest(), s.clear()
 	}
 	if !s.plan.Committed {
 		s.plan.Committed = true
@@ -93,6 +91,17 @@ func (s *Shell) activate() (lost string, err error) {
 		lost = "lost with its sockets: " + strings.ReplaceAll(errors.Join(all...).Error(), "\n", "; ")
 	}
 	return lost, nil
+}
+
+// clear takes away what stood ready for a process that will not run here.
+func (s *Shell) clear() error {
+	if !s.plan.Committed { // otherwise it ran
+		if err := s.arrival.Discard(); err != nil {
+			return err
+		}
+	}
+	s.tidy()
+	return nil
 }
 
 // tidy takes away what was needed until the decision: late segments soon.
@@ -140,8 +149,7 @@ func (s *Shell) Release(ctx context.Context) error {
 	if s.plan.Committed {
 		return errors.New("the process runs here: it cannot be removed")
 	}
-	errs := []error{s.closeOurs(), s.kill(ctx), s.arrival.Discard()}
-	s.tidy()
+	errs := []error{s.closeOurs(), s.kill(ctx), s.clear()}
 	s.gone = true
 	s.ranOnce()
 	if s.conn != nil {

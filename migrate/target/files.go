@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/resource"
 )
 
 // checkedFile is what must not have changed for a file that was checked once to
@@ -47,13 +48,33 @@ func (s *Shell) checkFiles(ctx context.Context, files []image.File, frozen bool)
 			c.CheckFile(f)
 		}
 	}
-	if len(c.Blockers) > 0 {
-		var all []string
-		for _, b := range c.Blockers {
-			all = append(all, b.String())
-		}
-		return fmt.Errorf("the process has opened files since it was looked at that it cannot have here: %s", strings.Join(all, "; "))
+	if err := blocked(c); err != nil {
+		return err
 	}
 	s.noteChecked(files)
 	return nil
+}
+
+// checkSockets checks the unix sockets of the image: the process may have others by now than
+// it had at preflight, and so may the host.
+func (s *Shell) checkSockets(ctx context.Context, m *image.Image) error {
+	c := s.host.newCheck(ctx, m, s.config.Options)
+	c.Frozen = true
+	for i := range m.Files {
+		if m.Files[i].Kind == image.FileSocket {
+			c.CheckFile(&m.Files[i])
+		}
+	}
+	return blocked(c)
+}
+
+func blocked(c *resource.Check) error {
+	if len(c.Blockers) == 0 {
+		return nil
+	}
+	var all []string
+	for _, b := range c.Blockers {
+		all = append(all, b.String())
+	}
+	return fmt.Errorf("the process has opened files since it was looked at that it cannot have here: %s", strings.Join(all, "; "))
 }

@@ -344,7 +344,11 @@ func TestDatagramsAsTheyAre(t *testing.T) {
 				return err
 			}
 			defer s.close()
-			return s.deliver(packets)
+			once := packets
+			return s.deliver(func() []packet {
+				defer func() { once = nil }()
+				return once
+			}, time.Now())
 		})
 		if err != nil {
 			t.Fatal(err)

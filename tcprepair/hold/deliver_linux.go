@@ -52,27 +52,40 @@ const (
 	burstPause = time.Millisecond
 )
 
-// deliver sends all packets, whatever becomes of one of them.
-func (s sender) deliver(packets []packet) error {
+// deliver sends all packets that take returns until there are none, whatever becomes of one of
+// them. From the given time on it makes no pauses any more.
+func (s sender) deliver(take func() []packet, until time.Time) error {
 	var errs []error
-	datagrams, size := 0, 0
-	for _, p := range packets {
-		if p.protocol == protocolUDP {
-			if datagrams == burst || size > burstBytes {
-				<-time.After(burstPause)
-				datagrams, size = 0, 0
+	var datagrams []packet
+	for {
+		for _, p := range take() { // segments do not wait for datagrams
+			if p.protocol == protocolUDP {
+				datagrams = append(datagrams, p)
+			} else {
+				errs = append(errs, s.deliverOne(p))
 			}
-			datagrams, size = datagrams+1, size+len(p.bytes)
 		}
-		err := s.send(p)
-		if errors.Is(err, unix.EMSGSIZE) && p.protocol == protocolTCP && p.whole() {
-			err = s.sendCut(p)
+		for n, size := 0, 0; len(datagrams) > 0 && (n < burst && size < burstBytes || time.Now().After(until)); n++ {
+			size += len(datagrams[0].bytes)
+			errs = append(errs, s.deliverOne(datagrams[0]))
+			datagrams = datagrams[1:]
 		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("delivering a packet of %d bytes: %w", len(p.bytes), err))
+		if len(datagrams) == 0 {
+			return errors.Join(errs...)
 		}
+		<-time.After(burstPause)
 	}
-	return errors.Join(errs...)
+}
+
+func (s sender) deliverOne(p packet) error {
+	err := s.send(p)
+	if errors.Is(err, unix.EMSGSIZE) && p.protocol == protocolTCP && p.whole() {
+		err = s.sendCut(p)
+	}
+	if err != nil {
+		return fmt.Errorf("delivering a packet of %d bytes: %w", len(p.bytes), err)
+	}
+	return nil
 }
 
 func (s sender) send(p packet) error {

@@ -158,9 +158,13 @@ func (h *Hold) Deliver(ctx context.Context) error {
 	// come last.
 	errs := []error{h.LetOut()}
 	begun := time.Now()
-	for packets := h.take(); len(packets) > 0 && time.Since(begun) < deliverFor; packets = h.take() {
-		errs = append(errs, sender.deliver(packets))
+	some := func() []packet {
+		if time.Since(begun) > deliverFor {
+			return nil
+		}
+		return h.take()
 	}
+	errs = append(errs, sender.deliver(some, begun.Add(deliverFor)))
 	err = letThrough(h.config.Name, incoming)
 	if err == nil {
 		settle()
@@ -169,7 +173,7 @@ func (h *Hold) Deliver(ctx context.Context) error {
 			err = h.await(ctx, held)
 		}
 	}
-	return errors.Join(append(errs, err, sender.deliver(h.take()), letThrough(h.config.Name, outgoing))...)
+	return errors.Join(append(errs, err, sender.deliver(h.take, time.Now().Add(deliverFor)), letThrough(h.config.Name, outgoing))...)
 }
 
 // deliverFor is how long it is tried to come to an end with what comes meanwhile.
@@ -207,8 +211,8 @@ func (h *Hold) Forward(ctx context.Context, quiet time.Duration) (failed error) 
 	defer timer.Stop()
 	for waiting := true; waiting; {
 		more := h.awaited()
-		if packets := h.take(); len(packets) > 0 {
-			note(sender.deliver(packets)) // may be local ones, too
+		if packets, _ := h.Held(); packets > 0 {
+			note(sender.deliver(h.take, time.Now().Add(deliverFor))) // may be local ones, too
 			timer.Reset(quiet)
 		}
 		if h.IsHere() {
@@ -336,6 +340,9 @@ func Remove(name string) error {
 	}
 	if linkErr == nil {
 		linkErr = netlink.LinkDel(link)
+	}
+	if errors.Is(linkErr, unix.ENODEV) { // it goes with the namespace of the other end, at some time
+		linkErr = nil
 	}
 	return errors.Join(err, linkErr)
 }

@@ -2,6 +2,7 @@ package inet
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +18,12 @@ func Endpoint(sa unix.Sockaddr) (netip.AddrPort, error) {
 	case *unix.SockaddrInet6:
 		addr := netip.AddrFrom16(sa.Addr)
 		if sa.ZoneId != 0 {
-			addr = addr.WithZone(fmt.Sprint(sa.ZoneId))
+			// By its name, as it has another number on another host.
+			zone := fmt.Sprint(sa.ZoneId)
+			if device, err := net.InterfaceByIndex(int(sa.ZoneId)); err == nil {
+				zone = device.Name
+			}
+			addr = addr.WithZone(zone)
 		}
 		a = netip.AddrPortFrom(addr, uint16(sa.Port))
 	default:
@@ -33,8 +39,10 @@ func Sockaddr(a netip.AddrPort, ipv6 bool) (unix.Sockaddr, error) {
 	}
 	sa := &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
 	if zone := a.Addr().Zone(); zone != "" {
-		if _, err := fmt.Sscan(zone, &sa.ZoneId); err != nil {
-			return nil, fmt.Errorf("address %v: %w", a, err)
+		if device, err := net.InterfaceByName(zone); err == nil {
+			sa.ZoneId = uint32(device.Index)
+		} else if _, err := fmt.Sscan(zone, &sa.ZoneId); err != nil {
+			return nil, fmt.Errorf("address %v: there is no device %s", a, zone)
 		}
 	}
 	return sa, nil

@@ -57,5 +57,6 @@ var UDP = newTable(slices.Concat([]Kind{
 	{unix.SOL_UDP, unix.UDP_SEGMENT, "UDP_SEGMENT", 4, WhileSilent, Any},
 	{unix.SOL_UDP, unix.UDP_GRO, "UDP_GRO", 4, WhileSilent, Any},
 	{unix.SOL_UDP, unix.UDP_CORK, "UDP_CORK", 4, AtLast, Any},
+	{unix.SOL_SOCKET, unix.SO_PEEK_OFF, "SO_PEEK_OFF", 4, AtLast, Any},
 	{unix.SOL_SOCKET, unix.SO_LOCK_FILTER, "SO_LOCK_FILTER", 4, AtLast, Any},
 })...)

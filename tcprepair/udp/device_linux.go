@@ -58,7 +58,7 @@ func deviceName(index uint32) (string, error) {
 	}
 	d, err := net.InterfaceByIndex(int(index))
 	if err != nil {
-		return "", fmt.Errorf("device %d: %w", index, err)
+		return "", fmt.Errorf("a UDP socket that sends through device %d, which is gone, %w", index, ErrUnsupported)
 	}
 	return d.Name, nil
 }
@@ -80,7 +80,7 @@ func deviceWith(a netip.Addr) (string, error) {
 			}
 		}
 	}
-	return "", fmt.Errorf("no device has the address %v any more", a)
+	return "", fmt.Errorf("a UDP socket that sends to groups from %v, an address which is gone, %w", a, ErrUnsupported)
 }
 
 // setDevices is the other half of readDevices.

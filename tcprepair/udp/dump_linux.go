@@ -67,7 +67,7 @@ func (s *Socket) readAddresses(fd int) error {
 	if s.Local, err = inet.Endpoint(sa); err != nil {
 		return err
 	}
-	if s.Local.Port() == 0 {
+	if s.Local.Port() == 0 && s.Local.Addr().IsUnspecified() {
 		s.Local = netip.AddrPort{}
 	}
 	sa, err = unix.Getpeername(fd)
@@ -107,6 +107,12 @@ var extras = []extra{
 	{unix.SOL_IPV6, unix.IPV6_RECVORIGDSTADDR, unix.IPV6_ORIGDSTADDR},
 	{unix.SOL_IPV6, unix.IPV6_RECVHOPLIMIT, unix.IPV6_HOPLIMIT},
 	{unix.SOL_IPV6, unix.IPV6_RECVTCLASS, unix.IPV6_TCLASS},
+}
+
+// Changes reports an option that Queue gives another value for a moment.
+func Changes(o *inet.Option) bool {
+	return o.Level == unix.SOL_SOCKET && o.Name == unix.SO_PEEK_OFF ||
+		slices.ContainsFunc(extras, func(e extra) bool { return e.level == o.Level && e.ask == o.Name })
 }
 
 // Queue reads the datagrams that have come, and leaves them there. The program does not

@@ -83,16 +83,20 @@ func memberships(fd int, ipv6 bool) ([]Membership, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing multicast groups: %w", err)
 	}
+	devices, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("listing network devices: %w", err)
+	}
+	numbers := make(map[string]int)
+	for _, d := range devices {
+		numbers[d.Name] = d.Index
+	}
 	var all []Membership
 	for _, c := range candidates {
 		if c.Group.Is6() && !ipv6 {
 			continue
 		}
-		device, err := net.InterfaceByName(c.Device)
-		if err != nil {
-			continue // it is gone
-		}
-		g := groupFilter{device: uint32(device.Index), group: c.Group}
+		g := groupFilter{device: uint32(numbers[c.Device]), group: c.Group} // 0, if it is gone
 		answer, err := inet.Ask(fd, g.level(), mcastMSFilter, g.encode(maxSources))
 		if errors.Is(err, unix.EADDRNOTAVAIL) || inet.Unknown(err) || errors.Is(err, unix.ENODEV) {
 			continue // it has not

@@ -105,10 +105,13 @@ func (s *Socket) build(fd int, early bool) error {
 			return fmt.Errorf("attaching the filter: %w", err)
 		}
 	}
-	return inet.UDP.Set(fd, s.Options, nil, inet.AtLast)
+	if err := inet.UDP.Set(fd, s.Options, nil, inet.AtLast); err != nil {
+		return err
+	}
+	return s.shutdown(fd)
 }
 
-// connect gives it its peer, and ends what was shut down: nothing is sent.
+// connect gives it its peer. Nothing is sent.
 func (s *Socket) connect(fd int, early bool) error {
 	if !s.Remote.IsValid() {
 		return nil
@@ -121,11 +124,17 @@ func (s *Socket) connect(fd int, early bool) error {
 	if err != nil {
 		return fmt.Errorf("connecting to %v: %w", s.Remote, err)
 	}
+	return nil
+}
+
+// shutdown ends what was shut down. The kernel does so without a connection, too, and says
+// that there is none (inet_shutdown).
+func (s *Socket) shutdown(fd int) error {
 	how, ok := map[Shutdown]int{ShutReceive: unix.SHUT_RD, ShutSend: unix.SHUT_WR, ShutReceive | ShutSend: unix.SHUT_RDWR}[s.Shutdown]
 	if !ok {
 		return nil
 	}
-	if err := unix.Shutdown(fd, how); err != nil {
+	if err := unix.Shutdown(fd, how); err != nil && !errors.Is(err, unix.ENOTCONN) {
 		return fmt.Errorf("shutting down: %w", err)
 	}
 	return nil

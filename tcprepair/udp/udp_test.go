@@ -306,15 +306,24 @@ func TestGroups(t *testing.T) {
 
 // TestShutdown: the end of what was shut down is the end there, too.
 func TestShutdown(t *testing.T) {
-	for _, how := range []int{unix.SHUT_RD, unix.SHUT_RDWR} {
-		t.Run("", func(t *testing.T) {
-			enterNetwork(t)
-			fd := open(t, false, "127.0.0.1:7000")
-			check(t, unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: 7001}))
-			check(t, unix.Shutdown(fd, how))
-			anew, was := moved(t, fd)
-			mustLookAlike(t, was, anew)
-		})
+	for how, want := range map[int]Shutdown{unix.SHUT_RD: ShutReceive, unix.SHUT_RDWR: ShutReceive | ShutSend} {
+		for _, connected := range []bool{true, false} {
+			t.Run("", func(t *testing.T) {
+				enterNetwork(t)
+				fd := open(t, false, "127.0.0.1:7000")
+				if connected {
+					check(t, unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: 7001}))
+				}
+				if err := unix.Shutdown(fd, how); connected && err != nil || !connected && !errors.Is(err, unix.ENOTCONN) {
+					t.Fatal(err)
+				}
+				anew, was := moved(t, fd)
+				if was.Shutdown != want {
+					t.Errorf("shut down: %d instead of %d", was.Shutdown, want)
+				}
+				mustLookAlike(t, was, anew)
+			})
+		}
 	}
 }
 

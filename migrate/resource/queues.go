@@ -1,0 +1,106 @@
+package resource
+
+import (
+	"fmt"
+	"runtime"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/tcprepair/udp"
+)
+
+// A Looked is a socket whose queue is looked at: meanwhile some of its options are not what
+// they were. It is plain data, to be kept for who takes over from an agent that died.
+type Looked struct {
+	PID     int            `json:"pid"`
+	FD      int            `json:"fd"` // one of its descriptors there
+	Options []image.Option `json:"options"`
+}
+
+func (l Looked) String() string { return fmt.Sprintf("descriptor %d of process %d", l.FD, l.PID) }
+
+// ToLookAt lists those of an image that DumpQueues will look at.
+func ToLookAt(m *image.Image) []Looked {
+	var all []Looked
+	eachFile(m, func(pid, fd int, f *image.File) {
+		l := Looked{PID: pid, FD: fd}
+		switch {
+		case f.UDP != nil:
+			for _, o := range f.UDP.Options {
+				if udp.Changes(&o) {
+					l.Options = append(l.Options, image.Option{Level: o.Level, Name: o.Name, Value: o.Value})
+				}
+			}
+		case hasQueue(m, f):
+			for _, o := range m.Sockets[f.Socket].Options {
+				if o.Name == unix.SO_PEEK_OFF {
+					l.Options = append(l.Options, o)
+				}
+			}
+		default:
+			return
+		}
+		all = append(all, l)
+	})
+	return all
+}
+
+// hasQueue reports a unix socket to which something can have come that its program reads.
+func hasQueue(m *image.Image, f *image.File) bool {
+	if f.Kind != image.FileSocket {
+		return false
+	}
+	s := &m.Sockets[f.Socket]
+	return s.Type == unix.SOCK_DGRAM || s.Peer != image.None || s.Ended
+}
+
+// DumpQueues reads what has come for the UDP and unix sockets of an image and was not read yet.
+// Their processes do not run any more. It stays there.
+func DumpQueues(m *image.Image) error {
+	group := errgroup.Group{}
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	eachFile(m, func(pid, fd int, f *image.File) {
+		if f.UDP == nil && !hasQueue(m, f) {
+			return
+		}
+		group.Go(func() error {
+			own, err := borrow(pid, fd)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(own)
+			if f.UDP != nil {
+				f.UDP.Queue, err = udp.Queue(own)
+			} else {
+				s := &m.Sockets[f.Socket]
+				s.Queue, err = socketQueue(own, s.Type, s.Ended || s.Shutdown&shutReceive != 0)
+			}
+			if err != nil {
+				return fmt.Errorf("reading the queue of descriptor %d of process %d: %w", fd, pid, err)
+			}
+			return nil
+		})
+	})
+	return group.Wait()
+}
+
+// Unlook gives sockets their options back that DumpQueues may have changed, before their
+// processes run. It may be repeated. What is lost is returned.
+func Unlook(all []Looked) (lost []error) {
+	for _, l := range all {
+		own, err := borrow(l.PID, l.FD)
+		if err != nil {
+			lost = append(lost, fmt.Errorf("%v: %w", l, err))
+			continue
+		}
+		for _, o := range l.Options {
+			if err := unix.SetsockoptString(own, o.Level, o.Name, string(o.Value)); err != nil {
+				lost = append(lost, fmt.Errorf("%v: option %d: %w", l, o.Name, err))
+			}
+		}
+		unix.Close(own)
+	}
+	return lost
+}
