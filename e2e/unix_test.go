@@ -23,7 +23,7 @@ type unixAnswer struct {
 	Number  int
 	Names   []string
 	Peers   []string
-	Kept    [][2]*string
+	Kept    [][3]*string // what, the sender's name, and who that was
 	Removed string
 	Outer   string
 }
@@ -78,6 +78,9 @@ func TestUnixSockets(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+				if !shared {
+					t.Cleanup(func() { _ = os.RemoveAll(filepath.Join(root, top)) })
+				}
 				start(ctx, t, h, "python3", script(t, "log.py"), log, filepath.Join(heard, h))
 				roots[h] = root
 			}
@@ -85,20 +88,23 @@ func TestUnixSockets(t *testing.T) {
 			at := func(base string) string { return filepath.Join(roots[p.Host], top, base) }
 			number := 0
 			// In turn at all three listeners. Who has sent: an unnamed one is nil.
-			answer := func(kept ...[2]*string) {
+			answer := func(kept ...[3]*string) {
 				t.Helper()
 				number++
 				ways := [][2]string{{"unix", at("stream")}, {"unixpacket", at("packets")}, {"unix", "@pagurus" + top}}
 				way := ways[number%len(ways)]
 				got := askUnix(t, p.Host, way[0], way[1])
-				own := "own"
+				own, left, ours := "own", "left", "own 0"
+				if number > 1 {
+					kept = append([][3]*string{{&left, nil, &ours}}, kept...)
+				}
 				want := unixAnswer{
 					Number: number,
 					Names: []string{
 						top + "/stream", "packets.new", fmt.Sprintf(`b'\x00pagurus%s'`, top), top + "/box", "removed", "", top + "/stream", "waits", "",
 					},
 					Peers: []string{top + "/stream", top + "/box", "removed", log},
-					Kept:  append(kept, [2]*string{&own, nil}), Removed: "removed", Outer: "inner",
+					Kept:  append(kept, [3]*string{&own, nil, &ours}), Removed: "removed", Outer: "inner",
 				}
 				if diff := cmp.Diff(want, got); diff != "" {
 					t.Fatalf("on %s (-want +got):\n%s", p.Host, diff)
@@ -116,7 +122,7 @@ func TestUnixSockets(t *testing.T) {
 			for range trips {
 				for _, to := range []string{"host-b", "host-a"} {
 					answer()
-					first, second, sender := "first", "second", "sender"
+					first, second, sender, other := "first", "second", "sender", "other 0"
 					send(t, "", at("box"), first)
 					send(t, filepath.Join(t.TempDir(), sender), at("box"), second)
 					if r, err := bed.Move(ctx, p, to, "--rehearse"); err != nil || r.State != migrate.StateRehearsed {
@@ -130,7 +136,7 @@ func TestUnixSockets(t *testing.T) {
 					if info, err := os.Lstat(at("stream")); err != nil || info.Mode().Perm() != 0o606 {
 						t.Errorf("%s: %v, %v", at("stream"), info, err)
 					}
-					answer([2]*string{&first, nil}, [2]*string{&second, &sender})
+					answer([3]*string{&first, nil, &other}, [3]*string{&second, &sender, &other})
 					for h, root := range roots {
 						entries, err := os.ReadDir(filepath.Join(root, top))
 						var names []string
@@ -178,6 +184,10 @@ func TestUnixRefused(t *testing.T) {
 	}
 	if err := os.MkdirAll(filepath.Join(root("host-a"), top), 0o755); err != nil {
 		t.Fatal(err)
+	}
+	for _, h := range []string{"host-a", "host-b"} {
+		dir := filepath.Join(root(h), top)
+		t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	}
 	start(ctx, t, "host-a", "python3", script(t, "log.py"), log, filepath.Join(t.TempDir(), "heard"))
 	p := start(ctx, t, "host-a", "python3", script(t, "unix.py"), top, log, "$ASK")

@@ -4,6 +4,8 @@ Usage: log.py SOCKET FILE
 """
 import os, socket, sys
 
+if os.path.exists(sys.argv[1]):
+    os.unlink(sys.argv[1])  # of an earlier run
 box = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 box.bind(sys.argv[1])
 with open(sys.argv[2], "a", buffering=1) as out:

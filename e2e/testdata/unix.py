@@ -5,9 +5,9 @@ Usage: unix.py DIR LOG
 
 Below DIR it listens at "stream" and "packets" (under another name until it had renamed it),
 and it listens at an abstract name of DIR. Datagrams to "box" are kept until the next
-question. For each question it sends one to LOG.
+question, and told with who has sent them. For each question it sends one to LOG.
 """
-import json, os, selectors, socket, sys
+import json, os, selectors, socket, struct, sys
 
 top, log_at = sys.argv[1], sys.argv[2]
 os.chdir(top)
@@ -35,6 +35,7 @@ for s in listeners:
     s.listen(9)
 box = bound(socket.SOCK_DGRAM, top + "/box")
 box.setblocking(False)
+box.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 removed = bound(socket.SOCK_DGRAM, "removed")
 inner = to(socket.SOCK_STREAM, top + "/stream")
 outer, _ = stream.accept()
@@ -59,10 +60,12 @@ while True:
             kept = []
             while True:
                 try:
-                    data, sender = box.recvfrom(1000)
+                    data, told, _, sender = box.recvmsg(1000, 100)
                 except BlockingIOError:
                     break
-                kept.append([data.decode(), sender and os.path.basename(sender)])
+                pid, uid, gid = struct.unpack("=3i", told[0][2])
+                kept.append([data.decode(), sender and os.path.basename(sender), "%s %d" % ("own" if pid == os.getpid() else "other", uid)])
+            to_box.send(b"left")  # for the next question
             connection.sendall(json.dumps({
                 "number": number,
                 "names": [str(s.getsockname()) for s in (stream, packets, abstract, box, removed, inner, outer, waits, new)],

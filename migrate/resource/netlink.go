@@ -78,13 +78,12 @@ func dumpNetlink(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func
 	if err != nil {
 		return err
 	}
-	if what, ok := netlinkProtocols[protocol]; !ok || !ours {
-		if !ours {
-			what = "another network namespace"
-		} else {
-			what = fmt.Sprintf("protocol %d", protocol)
-		}
-		refuse(fmt.Sprintf("a netlink socket of %s", what), "close it before the move")
+	if !ours {
+		refuse("a netlink socket of another network namespace", "close it before the move")
+		return nil
+	}
+	if netlinkProtocols[protocol] == "" {
+		refuse(fmt.Sprintf("a netlink socket of protocol %d", protocol), "close it before the move")
 		return nil
 	}
 	n := &image.Netlink{Protocol: protocol}

@@ -247,23 +247,31 @@ func (c *Check) checkUnixFile(s *image.Socket) {
 		return
 	}
 	if err == nil && info.Mode().Type() == fs.ModeSocket {
-		if used, err := inUse(info); err == nil && !used {
+		if used, err := inUse(s, info); err == nil && !used {
 			return
 		}
 	}
 	c.Block(migrate.CodeAddressTaken, "end what uses it there, remove it, or choose another host", "a socket of the process is at %s, where there is something else", s.File.Path)
 }
 
-// inUse reports whether a socket has this file. To connect to it would be noticed.
-func inUse(info fs.FileInfo) (bool, error) {
+// inUse reports whether a socket has the file that is in the way. To connect to it would be
+// noticed, so that is for those of other network namespaces alone, which are not listed.
+func inUse(s *image.Socket, info fs.FileInfo) (bool, error) {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
 		return false, errors.New("a file without an inode")
 	}
 	all, err := unixsock.List()
-	return slices.ContainsFunc(all, func(s unixsock.State) bool {
+	if err != nil {
+		return false, err
+	}
+	if slices.ContainsFunc(all, func(s unixsock.State) bool {
 		return s.HasFile && uint32(s.FileInode) == uint32(st.Ino) // of the device the kernel and stat(2) may differ
-	}), err
+	}) {
+		return true, nil
+	}
+	err = tryUnix(s.Type, func(fd int) error { return unixsock.Connect(fd, []byte(s.File.Path)) })
+	return !errors.Is(err, unix.ECONNREFUSED), nil
 }
 
 // tryUnix calls f with a socket for the purpose.

@@ -20,7 +20,7 @@ import (
 // A Host takes processes in. Its methods may be called from any goroutine.
 type Host struct {
 	groups  freezer.Group // below which every arrived process has its own
-	state   string        // a directory with a file of connections for each migration
+	state   string        // a directory with a file for each migration: what is to be done at COMMIT
 	entry   sync.Mutex    // held by who makes a group until there is somebody in it
 	machine image.Host
 	digests *resource.Digests
