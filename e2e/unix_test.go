@@ -94,9 +94,9 @@ func TestUnixSockets(t *testing.T) {
 				ways := [][2]string{{"unix", at("stream")}, {"unixpacket", at("packets")}, {"unix", "@pagurus" + top}}
 				way := ways[number%len(ways)]
 				got := askUnix(t, p.Host, way[0], way[1])
-				own, left, ours := "own", "left", "own 0"
+				own, left, byName, named, ours := "own", "left", "left by name", "named", "own 0"
 				if number > 1 {
-					kept = append([][3]*string{{&left, nil, &ours}}, kept...)
+					kept = append([][3]*string{{&left, nil, &ours}, {&byName, &named, &ours}}, kept...)
 				}
 				want := unixAnswer{
 					Number: number,

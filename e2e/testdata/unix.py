@@ -36,6 +36,9 @@ for s in listeners:
 box = bound(socket.SOCK_DGRAM, top + "/box")
 box.setblocking(False)
 box.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+SO_TIMESTAMP = 29
+box.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
+named = bound(socket.SOCK_DGRAM, b"\0named" + top.replace("/", "-").encode())
 removed = bound(socket.SOCK_DGRAM, "removed")
 inner = to(socket.SOCK_STREAM, top + "/stream")
 outer, _ = stream.accept()
@@ -63,9 +66,13 @@ while True:
                     data, told, _, sender = box.recvmsg(1000, 100)
                 except BlockingIOError:
                     break
-                pid, uid, gid = struct.unpack("=3i", told[0][2])
-                kept.append([data.decode(), sender and os.path.basename(sender), "%s %d" % ("own" if pid == os.getpid() else "other", uid)])
+                kinds = {kind: value for _, kind, value in told}
+                pid, uid, gid = struct.unpack("=3i", kinds[socket.SCM_CREDENTIALS])
+                assert len(kinds[SO_TIMESTAMP]) == 16, kinds
+                name = "named" if sender == named.getsockname() else sender and os.path.basename(sender)
+                kept.append([data.decode(), name, "%s %d" % ("own" if pid == os.getpid() else "other", uid)])
             to_box.send(b"left")  # for the next question
+            named.sendto(b"left by name", top + "/box")
             connection.sendall(json.dumps({
                 "number": number,
                 "names": [str(s.getsockname()) for s in (stream, packets, abstract, box, removed, inner, outer, waits, new)],

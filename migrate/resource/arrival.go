@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -62,37 +61,46 @@ func (a *Arrival) Arrive() (lost []error) {
 	})
 	for i := range a.Names {
 		if err := a.Names[i].Staged.Publish(); err != nil {
-			lost = append(lost, err, a.Names[i].Staged.Discard())
+			lost = append(lost, err)
+			_ = a.Names[i].Staged.Discard() // has failed for the same reason, if it does
 		}
 	}
 	if err := deliverDatagrams(a.Datagrams); err != nil {
 		lost = append(lost, err)
 	}
 	if a.Lost > 0 {
-		lost = append(lost, fmt.Errorf("%d datagrams that were not read yet, to sockets that are bound to a group or a device", a.Lost))
+		lost = append(lost, fmt.Errorf("%d datagrams that were not read yet, and that this host cannot deliver as they came", a.Lost))
 	}
-	return slices.DeleteFunc(lost, func(err error) bool { return err == nil })
+	return lost
 }
 
 // Save keeps it in a file. If there is nothing to do, there is none.
 func (a *Arrival) Save(path string) error {
 	if a.empty() {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("keeping the state of sockets: %w", err)
-		}
+		RemoveArrival(path)
 		return nil
 	}
 	data, err := cbor.Marshal(a)
 	if err == nil { // as a whole or not at all
-		err = os.WriteFile(path+".new", data, 0o600)
+		err = os.WriteFile(path+half, data, 0o600)
 	}
 	if err == nil {
-		err = os.Rename(path+".new", path)
+		err = os.Rename(path+half, path)
 	}
 	if err != nil {
 		return fmt.Errorf("keeping the state of sockets: %w", err)
 	}
 	return nil
+}
+
+// half ends the name of one that is being written.
+const half = ".new"
+
+// RemoveArrival removes the file, if there is one.
+func RemoveArrival(path string) {
+	for _, name := range []string{path, path + half} {
+		_ = os.Remove(name) // may not be there
+	}
 }
 
 // LoadArrival is the other half of Save.

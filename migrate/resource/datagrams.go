@@ -44,12 +44,11 @@ func bindsToDevice(o inet.Option) bool {
 // deliverDatagrams gives them to the sockets of this host. Those that were sent to an address
 // of the source alone, or to a group, go to the address by which this host would answer.
 func deliverDatagrams(all []udp.Datagram) error {
-	all = slices.Clone(all)
+	var ready []udp.Datagram
 	var errs []error
 	here := make(map[netip.Addr]bool)
 	answers := make(map[netip.Addr]netip.Addr)
-	for i := range all {
-		d := &all[i]
+	for _, d := range all {
 		to, from := d.To.Addr(), d.From.Addr()
 		local, known := here[to]
 		if !known {
@@ -58,6 +57,7 @@ func deliverDatagrams(all []udp.Datagram) error {
 			here[to] = local
 		}
 		if local {
+			ready = append(ready, d)
 			continue
 		}
 		by, known := answers[from]
@@ -65,12 +65,13 @@ func deliverDatagrams(all []udp.Datagram) error {
 			routes, err := netlink.RouteGet(from.AsSlice())
 			if err != nil || len(routes) == 0 {
 				errs = append(errs, fmt.Errorf("looking for the way to %v: %w", from, err))
-				continue // and it is not delivered
+				continue
 			}
 			by = endpointOf(routes[0].Src, 0).Addr()
 			answers[from] = by
 		}
 		d.To = netip.AddrPortFrom(by, d.To.Port())
+		ready = append(ready, d)
 	}
-	return errors.Join(append(errs, udp.Deliver(all))...)
+	return errors.Join(append(errs, udp.Deliver(ready))...)
 }

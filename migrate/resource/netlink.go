@@ -112,12 +112,12 @@ func dumpNetlink(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func
 		return fmt.Errorf("reading its filter: %w", err)
 	}
 	if !d.Inspect {
-		_, _, err := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		if err == nil {
-			return fmt.Errorf("%w: process %d has not read what the kernel has told it (netlink, descriptor %d)", ErrTryAgain, d.Proc.PID, o.fd)
-		}
-		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENOBUFS) { // which a program can take for anything
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} // takes nothing, not even an error
+		if _, err := unix.Poll(poll, 0); err != nil {
 			return fmt.Errorf("looking for messages: %w", err)
+		}
+		if poll[0].Revents&(unix.POLLIN|unix.POLLERR) != 0 {
+			return fmt.Errorf("%w: process %d has not read what the kernel has told it (netlink, descriptor %d)", ErrTryAgain, d.Proc.PID, o.fd)
 		}
 	}
 	f.Kind, f.Netlink = image.FileNetlink, n

@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 
@@ -91,6 +92,9 @@ func DumpQueues(m *image.Image) error {
 func Unlook(all []Looked) (lost []error) {
 	for _, l := range all {
 		own, err := borrow(l.PID, l.FD)
+		if errors.Is(err, unix.ESRCH) {
+			continue // the process was killed
+		}
 		if err != nil {
 			lost = append(lost, fmt.Errorf("%v: %w", l, err))
 			continue

@@ -144,7 +144,7 @@ func (d *ProcessDump) connectUnix(o *openFile, state unixsock.State, index image
 		s.Peer = peer.index
 		other := &d.image.Sockets[peer.index]
 		if s.PeerUID != other.PeerUID || s.PeerGID != other.PeerGID {
-			d.Block(migrate.CodeDescriptor, "close it before the move", "descriptor %d of process %d, %s, is a connection whose ends know each other as users %d and %d", o.fd, d.Proc.PID, o.link, s.PeerUID, other.PeerUID)
+			d.Block(migrate.CodeDescriptor, "close it before the move", "descriptor %d of process %d, %s, is a connection whose ends know each other as users %d and %d (groups %d and %d)", o.fd, d.Proc.PID, o.link, s.PeerUID, other.PeerUID, s.PeerGID, other.PeerGID)
 		}
 		return nil
 	case inside && len(d.image.Sockets[peer.index].Name) == 0:
@@ -255,7 +255,8 @@ func (c *Check) checkUnixFile(s *image.Socket) {
 }
 
 // inUse reports whether a socket has the file that is in the way. To connect to it would be
-// noticed, so that is for those of other network namespaces alone, which are not listed.
+// noticed, so that is for those alone that are not listed: of other network namespaces, or of
+// file systems of which the kernel tells another device than stat(2).
 func inUse(s *image.Socket, info fs.FileInfo) (bool, error) {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
@@ -266,7 +267,7 @@ func inUse(s *image.Socket, info fs.FileInfo) (bool, error) {
 		return false, err
 	}
 	if slices.ContainsFunc(all, func(s unixsock.State) bool {
-		return s.HasFile && uint32(s.FileInode) == uint32(st.Ino) // of the device the kernel and stat(2) may differ
+		return s.HasFile && s.Device == st.Dev && s.FileInode == uint32(st.Ino)
 	}) {
 		return true, nil
 	}

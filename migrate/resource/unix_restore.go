@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -131,7 +132,7 @@ func (r *ProcessRestore) fillSocket(index image.Index) error {
 		peer, ok = r.sockets[s.Peer], true
 	}
 	for _, m := range s.Queue {
-		if err := sendTo(fd, peer, ok, &m); err != nil {
+		if err := r.sendTo(fd, peer, ok, &m); err != nil {
 			return err
 		}
 	}
@@ -139,12 +140,13 @@ func (r *ProcessRestore) fillSocket(index image.Index) error {
 }
 
 // sendTo puts a message into a socket's queue.
-func sendTo(fd, peer int, hasPeer bool, m *image.Message) (err error) {
+func (r *ProcessRestore) sendTo(fd, peer int, hasPeer bool, m *image.Message) (err error) {
 	if !hasPeer {
-		if peer, err = senderTo(fd, m.From); err != nil {
+		var done func() error
+		if peer, done, err = r.senderTo(fd, m.From); err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, unix.Close(peer)) }()
+		defer func() { err = errors.Join(err, done()) }()
 	}
 	if err := unix.SetNonblock(peer, true); err != nil {
 		return err
@@ -183,24 +185,31 @@ func sendWith(peer int, m *image.Message, control []byte) error {
 	return nil
 }
 
-// senderTo makes a datagram socket of that name, if it is free, which is connected to another
-// one.
-func senderTo(fd int, name []byte) (sender int, err error) {
+// senderTo finds or makes a datagram socket of that name, and connects it to another one until
+// done is called. A name that somebody else has here is left out.
+func (r *ProcessRestore) senderTo(fd int, name []byte) (sender int, done func() error, err error) {
+	for i := range r.Image.Sockets {
+		own, ok := r.sockets[i]
+		if ok && len(name) > 0 && name[0] == 0 && bytes.Equal(r.Image.Sockets[i].Name, name) {
+			return own, func() error { return unixsock.Disconnect(own) }, unixsock.ConnectTo(own, fd)
+		}
+	}
 	staged, err := unixsock.PlanUnlinked(name, os.TempDir())
 	if err != nil {
-		return -1, err
+		return -1, nil, err
 	}
 	if sender, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
-		return -1, err
+		return -1, nil, err
 	}
+	done = func() error { return unix.Close(sender) }
 	err = staged.Bind(sender, unixsock.Access{})
-	if err == nil || errors.Is(err, unix.EADDRINUSE) { // somebody here has that abstract name
+	if err == nil || errors.Is(err, unix.EADDRINUSE) {
 		err = unixsock.ConnectTo(sender, fd)
 	}
 	if err != nil {
-		return -1, errors.Join(err, unix.Close(sender))
+		return -1, nil, errors.Join(err, done())
 	}
-	return sender, nil
+	return sender, done, nil
 }
 
 // finishSocket gives a socket its options and shuts down what was shut down.
@@ -230,8 +239,12 @@ func (r *ProcessRestore) finishSocket(index image.Index) error {
 	return nil
 }
 
+// setSocketOptions sets those that are not as they should be already: some undo others.
 func (r *TreeRestore) setSocketOptions(fd int, options []image.Option) error {
 	for _, o := range options {
+		if have, err := socketOption(fd, o.Level, o.Name); err == nil && bytes.Equal(have, o.Value) {
+			continue
+		}
 		name, value := o.Name, string(o.Value)
 		if o.Level == unix.SOL_SOCKET && (name == unix.SO_SNDBUF || name == unix.SO_RCVBUF) {
 			// The kernel doubles what it is given (socket(7)), and the limits on it

@@ -28,7 +28,8 @@ import (
 //	├─ resumeConnections   it runs on: out of repair mode, before the first thread runs,
 //	│                      and nothing that the host sends is dropped any more
 //	│  deliverHeld         what was held is delivered
-//	└─ forwardHeld         it runs elsewhere: that goes there, and what comes late, too
+//	└─ awaitRunning        it runs elsewhere, and the destination has said so first
+//	   forwardHeld         what was held goes there, and what comes late, too
 const (
 	// closedTake is how long connections may take to end that the program has closed.
 	// A client can be slow with reading.
@@ -241,6 +242,8 @@ func (m *Migration) letOut() {
 	switch {
 	case m.hold != nil:
 		_ = m.hold.LetOut()
+	case m.forwarding != nil: // an operator has turned a decision round
+		_ = m.forwarding.LetOut()
 	case m.plan.Hold != "": // of an agent that has taken what was held along
 		_ = hold.LetThrough(m.plan.Hold)
 	}
@@ -274,6 +277,7 @@ func (m *Migration) awaitRunning(conn net.Conn) {
 	if err := conn.SetReadDeadline(time.Time{}); err != nil {
 		return
 	}
+	defer context.AfterFunc(m.host.alive, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })()
 	if reply, err := wire.ReadReply(conn); err != nil || reply.Kind != wire.Running {
 		return
 	}
@@ -281,7 +285,7 @@ func (m *Migration) awaitRunning(conn net.Conn) {
 	defer m.mu.Unlock()
 	// The addresses are taken off by the same decision, at about the same time.
 	for waited := time.Duration(0); m.hold != nil && waited < departTakes; waited += departPause {
-		if !m.hold.IsHere() {
+		if here, err := m.hold.IsHere(); err == nil && !here {
 			m.forwardHeld()
 			return
 		}

@@ -37,7 +37,7 @@ func (m *Migration) Dispose(ctx context.Context) error {
 	if m.sender != nil && !m.killing {
 		errs = append(errs, m.forwardSignals(ctx))
 	}
-	if !m.killing && !slices.ContainsFunc(m.processes, (*process).exited) {
+	if !m.killing && len(m.processes) == len(m.plan.Processes) && !slices.ContainsFunc(m.processes, (*process).exited) {
 		// As long as the sockets are open no other file is taken for theirs.
 		errs = append(errs, resource.RemoveSocketFiles(m.plan.SocketFiles))
 	}

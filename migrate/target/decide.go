@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate"
+	"github.com/pagurus-project/pagurus/migrate/resource"
 	"github.com/pagurus-project/pagurus/migrate/wire"
 )
 
@@ -34,7 +34,7 @@ type Ran struct {
 // says the same. The addresses that go along are the host's by now.
 func (s *Shell) Commit(ctx context.Context) (Ran, error) {
 	if s.gone {
-		return s.attest(), s.clear()
+		return s.cleared(), nil
 	}
 	if !s.plan.Prepared {
 		return Ran{}, errors.New("the shell is not prepared")
@@ -47,7 +47,7 @@ func (s *Shell) Commit(ctx context.Context) (Ran, error) {
 	if len(pids) == 0 {
 		// Somebody killed it. Unless the plan says otherwise it was never thawed.
 		s.gone = true
-		return s.attest(), s.clear()
+		return s.cleared(), nil
 	}
 	if !s.plan.Committed {
 		s.plan.Committed = true
@@ -93,20 +93,25 @@ func (s *Shell) activate() (lost string, err error) {
 	return lost, nil
 }
 
-// clear takes away what stood ready for a process that will not run here.
-func (s *Shell) clear() error {
-	if !s.plan.Committed { // otherwise it ran
-		if err := s.arrival.Discard(); err != nil {
-			return err
-		}
+// cleared says what is known of a shell that is gone, of which nothing is left.
+func (s *Shell) cleared() Ran {
+	r := s.attest()
+	if err := s.clear(); err != nil {
+		r.Detail += "; " + err.Error()
 	}
+	return r
+}
+
+// clear takes away what stood ready, if it is still there.
+func (s *Shell) clear() error {
+	err := s.arrival.Discard()
 	s.tidy()
-	return nil
+	return err
 }
 
 // tidy takes away what was needed until the decision: late segments soon.
 func (s *Shell) tidy() {
-	_ = os.Remove(s.arrivalFile()) // may not be there
+	resource.RemoveArrival(s.arrivalFile())
 	if s.plan.Addresses {
 		s.host.answerStrays(s.strayName())
 	}

@@ -76,5 +76,5 @@ func blocked(c *resource.Check) error {
 	for _, b := range c.Blockers {
 		all = append(all, b.String())
 	}
-	return fmt.Errorf("the process has opened files since it was looked at that it cannot have here: %s", strings.Join(all, "; "))
+	return fmt.Errorf("since the process was looked at it has got what it cannot have here, or the host has changed: %s", strings.Join(all, "; "))
 }

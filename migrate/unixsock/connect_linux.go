@@ -17,6 +17,14 @@ func Connect(fd int, name []byte) error {
 	return nil
 }
 
+// Disconnect ends the connection of a datagram socket.
+func Disconnect(fd int) error {
+	if err := disconnect(fd); err != nil {
+		return fmt.Errorf("ending the connection of a unix socket: %w", err)
+	}
+	return nil
+}
+
 // ConnectTo connects a socket to another one that has a name and a descriptor of ours. Nobody
 // else needs to find that: it may be staged, or its file removed. It needs CAP_NET_ADMIN.
 func ConnectTo(fd, other int) error {

@@ -49,6 +49,12 @@ func TestConnectTo(t *testing.T) {
 			if n, err := unix.Read(to, buf); err != nil || string(buf[:n]) != "hello" {
 				t.Errorf("%q, %v", buf[:max(n, 0)], err)
 			}
+			if err := Disconnect(from); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := unix.Write(from, []byte("hello")); err == nil {
+				t.Error("it is connected still")
+			}
 			if err := ConnectTo(open(), from); err == nil {
 				t.Error("connected to a socket without a name")
 			}

@@ -52,28 +52,35 @@ const (
 	burstPause = time.Millisecond
 )
 
-// deliver sends all packets that take returns until there are none, whatever becomes of one of
-// them. From the given time on it makes no pauses any more.
+// deliver sends what take returns, again and again until there is nothing, or until the given
+// time, whatever becomes of one packet.
 func (s sender) deliver(take func() []packet, until time.Time) error {
 	var errs []error
 	var datagrams []packet
-	for {
-		for _, p := range take() { // segments do not wait for datagrams
+	for taking := true; ; {
+		var packets []packet
+		if taking {
+			packets = take()
+			taking = time.Now().Before(until)
+		}
+		for _, p := range packets { // segments do not wait for datagrams
 			if p.protocol == protocolUDP {
 				datagrams = append(datagrams, p)
 			} else {
 				errs = append(errs, s.deliverOne(p))
 			}
 		}
-		for n, size := 0, 0; len(datagrams) > 0 && (n < burst && size < burstBytes || time.Now().After(until)); n++ {
+		for n, size := 0, 0; len(datagrams) > 0 && n < burst && size < burstBytes; n++ {
 			size += len(datagrams[0].bytes)
 			errs = append(errs, s.deliverOne(datagrams[0]))
 			datagrams = datagrams[1:]
 		}
-		if len(datagrams) == 0 {
+		switch {
+		case len(datagrams) > 0:
+			<-time.After(burstPause)
+		case len(packets) == 0:
 			return errors.Join(errs...)
 		}
-		<-time.After(burstPause)
 	}
 }
 

@@ -157,14 +157,7 @@ func (h *Hold) Deliver(ctx context.Context) error {
 	// are let through when there are few, and those that are on their way to us
 	// come last.
 	errs := []error{h.LetOut()}
-	begun := time.Now()
-	some := func() []packet {
-		if time.Since(begun) > deliverFor {
-			return nil
-		}
-		return h.take()
-	}
-	errs = append(errs, sender.deliver(some, begun.Add(deliverFor)))
+	errs = append(errs, sender.deliver(h.take, time.Now().Add(deliverFor)))
 	err = letThrough(h.config.Name, incoming)
 	if err == nil {
 		settle()
@@ -215,7 +208,7 @@ func (h *Hold) Forward(ctx context.Context, quiet time.Duration) (failed error) 
 			note(sender.deliver(h.take, time.Now().Add(deliverFor))) // may be local ones, too
 			timer.Reset(quiet)
 		}
-		if h.IsHere() {
+		if here, err := h.IsHere(); err == nil && here {
 			note(h.Deliver(ctx))
 			break
 		}
@@ -234,14 +227,18 @@ func (h *Hold) Forward(ctx context.Context, quiet time.Duration) (failed error) 
 const forwardAtMost = 30 * time.Second
 
 // IsHere reports that one of the addresses is this host's.
-func (h *Hold) IsHere() bool {
-	return slices.ContainsFunc(h.config.Flows, func(f Flow) bool { return isLocal(f.Local.Addr().Unmap()) })
-}
-
-// isLocal reports an address of this host.
-func isLocal(a netip.Addr) bool {
-	routes, err := netlink.RouteGet(a.AsSlice())
-	return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
+func (h *Hold) IsHere() (bool, error) {
+	for _, f := range h.config.Flows {
+		routes, err := netlink.RouteGet(f.Local.Addr().Unmap().AsSlice())
+		switch {
+		case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH): // it is nowhere
+		case err != nil:
+			return false, fmt.Errorf("looking for %v: %w", f.Local.Addr(), err)
+		case len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL:
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // awaited is closed with the next packet that comes.
