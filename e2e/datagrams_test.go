@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -197,7 +196,7 @@ func TestDatagramsWait(t *testing.T) {
 			moved(ctx, t, server, to)
 			// Of empty ones only the first look tells, which was the rehearsal's. Those that the
 			// host before has sent on are late.
-			if got := order(ctx, t, server, port+1); sorted(got) != sorted(want.String()) && sorted(got) != sorted(without(want.String(), " 0 0\n")) {
+			if got := order(t, server, port+1); sorted(got) != sorted(want.String()) && sorted(got) != sorted(without(want.String(), " 0 0\n")) {
 				t.Fatalf("it has read\n%sinstead of\n%s%s", got, want.String(), bed.Logs("host-a", "host-b"))
 			}
 			if _, err := toGroup.WriteToUDPAddrPort([]byte("to all"), netip.AddrPortFrom(group, port+2)); err != nil {
@@ -216,7 +215,7 @@ func TestDatagramsWait(t *testing.T) {
 }
 
 // order has the server read, at its host's own address.
-func order(_ context.Context, t *testing.T, server *testbed.Process, port uint16) string {
+func order(t *testing.T, server *testbed.Process, port uint16) string {
 	t.Helper()
 	conn := openUDP(t, 0, netip.AddrPortFrom(host(t, server.Host).Address(), port))
 	if _, err := conn.Write([]byte("read")); err != nil {

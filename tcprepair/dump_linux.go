@@ -90,21 +90,11 @@ func Dump(fd int) (_ *Socket, err error) {
 
 // identify reads what a socket is, its state and its addresses.
 func (s *Socket) identify(fd int) (i info, err error) {
-	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	is, err := inet.Identify(fd)
 	if err != nil {
 		return i, err
 	}
-	s.IPv6 = domain == unix.AF_INET6
-	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
-	if err != nil {
-		return i, err
-	}
-	s.MPTCP = protocol == unix.IPPROTO_MPTCP
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return i, err
-	}
-	s.UID, s.GID = st.Uid, st.Gid
+	s.IPv6, s.MPTCP, s.UID, s.GID = is.IPv6, is.Protocol == unix.IPPROTO_MPTCP, is.UID, is.GID
 	i, err = readInfo(fd)
 	if err != nil {
 		return i, err
@@ -141,7 +131,7 @@ func (s *Socket) readSettings(fd int) (err error) {
 	switch {
 	case errors.Is(err, unix.EACCES):
 		return fmt.Errorf("a socket with a BPF filter (SO_ATTACH_BPF), which cannot be read, %w", ErrUnsupported)
-	case err != nil && !inet.Unknown(err):
+	case err != nil:
 		return fmt.Errorf("reading the filter: %w", err)
 	}
 	return nil

@@ -73,22 +73,11 @@ func (r *Restorer) Restore(s *Socket, early bool) (fd int, err error) {
 func Restore(s *Socket, early bool) (fd int, err error) { return (&Restorer{}).Restore(s, early) }
 
 func (s *Socket) socket() (int, error) {
-	domain := unix.AF_INET
-	if s.IPv6 {
-		domain = unix.AF_INET6
-	}
-	protocol := unix.IPPROTO_TCP
+	i := inet.Identity{IPv6: s.IPv6, Protocol: unix.IPPROTO_TCP, UID: s.UID, GID: s.GID}
 	if s.MPTCP {
-		protocol = unix.IPPROTO_MPTCP
+		i.Protocol = unix.IPPROTO_MPTCP
 	}
-	fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
-	if err != nil {
-		return -1, err
-	}
-	if err := unix.Fchown(fd, int(s.UID), int(s.GID)); err != nil {
-		return -1, errors.Join(fmt.Errorf("giving the socket to user %d: %w", s.UID, err), unix.Close(fd))
-	}
-	return fd, nil
+	return inet.Open(unix.SOCK_STREAM, i)
 }
 
 func (s *Socket) build(fd int, early bool, fresh inet.Fresh) error {
@@ -134,30 +123,7 @@ func CanBind(s *Socket, early bool) error {
 			}
 		}
 	}
-	return s.bindTo(fd, early)
-}
-
-// bindTo binds the socket to its local address.
-func (s *Socket) bindTo(fd int, early bool) error {
-	local, err := inet.Sockaddr(s.Local, s.IPv6)
-	if err != nil {
-		return err
-	}
-	return s.abroad(fd, early, func() error {
-		if err := unix.Bind(fd, local); err != nil {
-			return fmt.Errorf("binding to %v: %w", s.Local, err)
-		}
-		return nil
-	})
-}
-
-// abroad calls f; early, while the socket may be bound to an address that the host
-// does not have, and connected from it.
-func (s *Socket) abroad(fd int, early bool, f func() error) error {
-	if !early {
-		return f()
-	}
-	return inet.Abroad(fd, s.IPv6, f)
+	return inet.Bind(fd, s.Local, s.IPv6, early)
 }
 
 // bind gives the socket its local address, where no other socket is in the way
@@ -176,7 +142,7 @@ func (s *Socket) bind(fd int, early bool, fresh inet.Fresh) error {
 	if !s.Local.IsValid() {
 		return nil
 	}
-	return s.bindTo(fd, early)
+	return inet.Bind(fd, s.Local, s.IPv6, early)
 }
 
 // settle gives a socket without a connection what is left.
@@ -237,7 +203,7 @@ func (s *Socket) connect(fd int, early bool, fresh inet.Fresh) error {
 	if err := inet.SetInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG, min(s.Negotiated.MSS, maxUserMSS)); err != nil {
 		return fmt.Errorf("setting TCP_MAXSEG: %w", err)
 	}
-	err = s.abroad(fd, early, func() error { return unix.Connect(fd, remote) })
+	err = inet.Abroad(fd, s.IPv6, early, func() error { return unix.Connect(fd, remote) })
 	if err != nil {
 		return fmt.Errorf("connecting: %w", err)
 	}

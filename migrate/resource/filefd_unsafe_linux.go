@@ -48,16 +48,6 @@ func ioctlSet[T any](fd int, request uintptr, v *T) error {
 	return nil
 }
 
-// socketOption reads the value of an option, of up to 64 bytes.
-func socketOption(fd, level, name int) ([]byte, error) {
-	buf := make([]byte, 64)
-	size := uint32(len(buf))
-	if _, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(unsafe.Pointer(&buf[0])), uintptr(unsafe.Pointer(&size)), 0); errno != 0 {
-		return nil, errno
-	}
-	return buf[:size:size], nil
-}
-
 // hasFilter reports whether a socket has a filter, of classic BPF or, which cannot
 // be read, of another kind (sk_get_filter, net/core/filter.c).
 func hasFilter(fd int) (bool, error) {

@@ -49,7 +49,7 @@ var netlinkProtocols = map[int]string{
 }
 
 // netlinkOptions are those that hold a value, and that older kernels may not have.
-var netlinkOptions = []struct{ level, name int }{
+var netlinkOptions = []optionName{
 	{unix.SOL_SOCKET, unix.SO_SNDBUF},
 	{unix.SOL_SOCKET, unix.SO_RCVBUF},
 	{unix.SOL_SOCKET, unix.SO_RCVLOWAT},
@@ -93,22 +93,15 @@ func dumpNetlink(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func
 	if err := readNetlinkAddresses(n, fd); err != nil {
 		return err
 	}
-	for _, option := range netlinkOptions {
-		value, err := socketOption(fd, option.level, option.name)
-		if inet.Unknown(err) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("reading option %d of level %d: %w", option.name, option.level, err)
-		}
-		n.Options = append(n.Options, image.Option{Level: option.level, Name: option.name, Value: value})
+	if n.Options, err = readSocketOptions(fd, netlinkOptions); err != nil {
+		return err
 	}
 	n.Filter, err = inet.ReadFilter(fd)
 	switch {
 	case errors.Is(err, unix.EACCES):
 		refuse("a netlink socket with a BPF filter (SO_ATTACH_BPF)", "have the program detach it")
 		return nil
-	case err != nil && !inet.Unknown(err):
+	case err != nil:
 		return fmt.Errorf("reading its filter: %w", err)
 	}
 	if !d.Inspect {

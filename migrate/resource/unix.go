@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -15,7 +14,6 @@ import (
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/unixsock"
-	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
 // unixSocket: a unix socket (unix(7)): one that listens, one without a connection, one of a
@@ -37,10 +35,23 @@ var unixSocket = fileKind{
 }
 
 // unixOptions are those of a unix socket that hold a value.
-var unixOptions = []int{
-	unix.SO_SNDBUF, unix.SO_RCVBUF, unix.SO_RCVLOWAT, unix.SO_PASSCRED, unix.SO_RCVTIMEO_NEW, unix.SO_SNDTIMEO_NEW,
-	unix.SO_PEEK_OFF, unix.SO_PASSSEC, unix.SO_PRIORITY, unix.SO_MARK, unix.SO_OOBINLINE,
-	unix.SO_TIMESTAMP, unix.SO_TIMESTAMPNS, unix.SO_TIMESTAMP_NEW, unix.SO_TIMESTAMPNS_NEW, soPassPIDFD,
+var unixOptions = []optionName{
+	{unix.SOL_SOCKET, unix.SO_SNDBUF},
+	{unix.SOL_SOCKET, unix.SO_RCVBUF},
+	{unix.SOL_SOCKET, unix.SO_RCVLOWAT},
+	{unix.SOL_SOCKET, unix.SO_PASSCRED},
+	{unix.SOL_SOCKET, unix.SO_RCVTIMEO_NEW},
+	{unix.SOL_SOCKET, unix.SO_SNDTIMEO_NEW},
+	{unix.SOL_SOCKET, unix.SO_PEEK_OFF},
+	{unix.SOL_SOCKET, unix.SO_PASSSEC},
+	{unix.SOL_SOCKET, unix.SO_PRIORITY},
+	{unix.SOL_SOCKET, unix.SO_MARK},
+	{unix.SOL_SOCKET, unix.SO_OOBINLINE},
+	{unix.SOL_SOCKET, unix.SO_TIMESTAMP},
+	{unix.SOL_SOCKET, unix.SO_TIMESTAMPNS},
+	{unix.SOL_SOCKET, unix.SO_TIMESTAMP_NEW},
+	{unix.SOL_SOCKET, unix.SO_TIMESTAMPNS_NEW},
+	{unix.SOL_SOCKET, soPassPIDFD},
 }
 
 const soPassPIDFD = 76 // SO_PASSPIDFD (Linux 6.5)
@@ -59,8 +70,12 @@ func dumpUnix(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(wh
 		Type: state.Type, Peer: image.None, To: image.None, Shutdown: state.Shutdown, Name: state.Name,
 		Listens: state.Status == unixsock.Listening,
 	}
+	if creds, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+		s.PeerPID, s.PeerUID, s.PeerGID = int(creds.Pid), creds.Uid, creds.Gid
+	}
 	datagrams := state.Type == unix.SOCK_DGRAM
-	s.Ended = !s.Listens && state.Peer == 0 && (state.HasPeer || !datagrams && wasConnected(fd))
+	wasConnected := !datagrams && s.PeerPID != 0 // and has lost its peer, if it has none
+	s.Ended = !s.Listens && state.Peer == 0 && (state.HasPeer || wasConnected)
 	connected := s.Ended || state.Peer != 0
 	switch {
 	case state.HasPeer && state.Peer == 0 && !datagrams && state.Shutdown != shutReceive|shutSend:
@@ -85,9 +100,6 @@ func dumpUnix(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(wh
 	if err := d.dumpUnixFile(&s, fd, connected && !datagrams); err != nil {
 		return err
 	}
-	if creds, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-		s.PeerPID, s.PeerUID, s.PeerGID = int(creds.Pid), creds.Uid, creds.Gid
-	}
 	filtered, err := hasFilter(fd)
 	if err != nil {
 		return fmt.Errorf("asking for its filter: %w", err)
@@ -95,15 +107,8 @@ func dumpUnix(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(wh
 	if filtered {
 		d.Block(migrate.CodeDescriptor, "have the program detach it (SO_DETACH_FILTER)", "descriptor %d of process %d is a unix socket with a filter (%s)", o.fd, d.Proc.PID, o.link)
 	}
-	for _, option := range unixOptions {
-		value, err := socketOption(fd, unix.SOL_SOCKET, option)
-		if inet.Unknown(err) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("reading option %d: %w", option, err)
-		}
-		s.Options = append(s.Options, image.Option{Level: unix.SOL_SOCKET, Name: option, Value: value})
+	if s.Options, err = readSocketOptions(fd, unixOptions); err != nil {
+		return err
 	}
 	f.Socket = len(d.image.Sockets)
 	d.image.Sockets = append(d.image.Sockets, s)
@@ -194,13 +199,6 @@ func (d *ProcessDump) waitsForTree(inode uint32) bool {
 	return false
 }
 
-// wasConnected reports whether a socket without a peer has lost it, as opposed
-// to never having had one.
-func wasConnected(fd int) bool {
-	creds, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-	return err == nil && creds.Pid != 0
-}
-
 // printable is a socket's name as tools show it: an abstract one begins with "@".
 func printable(name []byte) string {
 	if len(name) > 0 && name[0] == 0 {
@@ -289,7 +287,7 @@ func stage(s *image.Socket) (unixsock.Staged, error) {
 	if s.File != nil {
 		return unixsock.PlanAt(s.Name, s.File.Path)
 	}
-	return unixsock.PlanUnlinked(s.Name, filepath.Clean(os.TempDir()))
+	return unixsock.PlanUnlinked(s.Name, os.TempDir())
 }
 
 // A Name is that of a socket of an image.

@@ -238,26 +238,3 @@ func (r *ProcessRestore) finishSocket(index image.Index) error {
 	}
 	return nil
 }
-
-// setSocketOptions sets those that are not as they should be already: some undo others.
-func (r *TreeRestore) setSocketOptions(fd int, options []image.Option) error {
-	for _, o := range options {
-		if have, err := socketOption(fd, o.Level, o.Name); err == nil && bytes.Equal(have, o.Value) {
-			continue
-		}
-		name, value := o.Name, string(o.Value)
-		if o.Level == unix.SOL_SOCKET && (name == unix.SO_SNDBUF || name == unix.SO_RCVBUF) {
-			// The kernel doubles what it is given (socket(7)), and the limits on it
-			// do not hold for what it was able to have at the source.
-			if len(o.Value) != 4 {
-				return fmt.Errorf("option %d has %d bytes", name, len(o.Value))
-			}
-			name = map[int]int{unix.SO_SNDBUF: unix.SO_SNDBUFFORCE, unix.SO_RCVBUF: unix.SO_RCVBUFFORCE}[name]
-			value = string(binary.NativeEndian.AppendUint32(nil, binary.NativeEndian.Uint32(o.Value)/2))
-		}
-		if err := unix.SetsockoptString(fd, o.Level, name, value); err != nil {
-			return fmt.Errorf("option %d: %w", o.Name, err)
-		}
-	}
-	return nil
-}

@@ -26,7 +26,8 @@ func Ask(fd, level, name int, value []byte) ([]byte, error) {
 // as struct sock_filter has them. An empty one is none.
 type Filter []uint64
 
-// ReadFilter reads that of a socket (SO_GET_FILTER counts in instructions).
+// ReadFilter reads that of a socket (SO_GET_FILTER counts in instructions). Of a program that
+// cannot be read the error is unix.EACCES.
 func ReadFilter(fd int) (Filter, error) {
 	for most := 0; ; {
 		program := make(Filter, most)
@@ -34,6 +35,8 @@ func ReadFilter(fd int) (Filter, error) {
 		_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
 			uintptr(unsafe.Pointer(unsafe.SliceData(program))), uintptr(unsafe.Pointer(&n)), 0)
 		switch {
+		case errno != 0 && Unknown(errno): // it can have none
+			return nil, nil
 		case errno != 0:
 			return nil, errno
 		case int(n) <= most:

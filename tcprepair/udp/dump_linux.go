@@ -15,17 +15,11 @@ import (
 // Look reads all of a socket but its queue, and disturbs nothing. fd may be any
 // descriptor of the socket, which is in the network namespace of the caller's thread.
 func Look(fd int) (*Socket, error) {
-	s := &Socket{}
-	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	i, err := inet.Identify(fd)
 	if err != nil {
 		return nil, err
 	}
-	s.IPv6 = domain == unix.AF_INET6
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, err
-	}
-	s.UID, s.GID = st.Uid, st.Gid
+	s := &Socket{IPv6: i.IPv6, UID: i.UID, GID: i.GID}
 	if err := s.readAddresses(fd); err != nil {
 		return nil, err
 	}
@@ -42,7 +36,7 @@ func Look(fd int) (*Socket, error) {
 	switch {
 	case errors.Is(err, unix.EACCES):
 		return nil, fmt.Errorf("a UDP socket with a BPF filter (SO_ATTACH_BPF), which cannot be read, %w", ErrUnsupported)
-	case err != nil && !inet.Unknown(err):
+	case err != nil:
 		return nil, fmt.Errorf("reading the filter: %w", err)
 	}
 	if err := s.readDevices(fd); err != nil {

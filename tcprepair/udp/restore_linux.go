@@ -41,18 +41,7 @@ func CanBind(s *Socket, early bool) error {
 }
 
 func (s *Socket) socket() (int, error) {
-	domain := unix.AF_INET
-	if s.IPv6 {
-		domain = unix.AF_INET6
-	}
-	fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_UDP)
-	if err != nil {
-		return -1, err
-	}
-	if err := unix.Fchown(fd, int(s.UID), int(s.GID)); err != nil {
-		return -1, errors.Join(fmt.Errorf("giving the socket to user %d: %w", s.UID, err), unix.Close(fd))
-	}
-	return fd, nil
+	return inet.Open(unix.SOCK_DGRAM, inet.Identity{IPv6: s.IPv6, Protocol: unix.IPPROTO_UDP, UID: s.UID, GID: s.GID})
 }
 
 // bind gives it its local address.
@@ -60,23 +49,7 @@ func (s *Socket) bind(fd int, early bool) error {
 	if err := inet.UDP.Set(fd, s.Options, nil, inet.BeforeBind); err != nil || !s.Local.IsValid() {
 		return err
 	}
-	local, err := inet.Sockaddr(s.Local, s.IPv6)
-	if err != nil {
-		return err
-	}
-	return s.abroad(fd, early, func() error {
-		if err := unix.Bind(fd, local); err != nil {
-			return fmt.Errorf("binding to %v: %w", s.Local, err)
-		}
-		return nil
-	})
-}
-
-func (s *Socket) abroad(fd int, early bool, f func() error) error {
-	if !early {
-		return f()
-	}
-	return inet.Abroad(fd, s.IPv6, f)
+	return inet.Bind(fd, s.Local, s.IPv6, early)
 }
 
 func (s *Socket) build(fd int, early bool) error {
@@ -120,7 +93,7 @@ func (s *Socket) connect(fd int, early bool) error {
 	if err != nil {
 		return err
 	}
-	err = s.abroad(fd, early, func() error { return unix.Connect(fd, remote) })
+	err = inet.Abroad(fd, s.IPv6, early, func() error { return unix.Connect(fd, remote) })
 	if err != nil {
 		return fmt.Errorf("connecting to %v: %w", s.Remote, err)
 	}

@@ -1,0 +1,92 @@
+package inet
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// An Identity is what a socket is from its making on, and whose.
+type Identity struct {
+	IPv6     bool // of the address family AF_INET6
+	Protocol int
+	UID, GID uint32
+}
+
+// Identify reads it from a socket of an internet family.
+func Identify(fd int) (Identity, error) {
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		return Identity{}, err
+	}
+	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err != nil {
+		return Identity{}, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return Identity{}, err
+	}
+	return Identity{IPv6: domain == unix.AF_INET6, Protocol: protocol, UID: st.Uid, GID: st.Gid}, nil
+}
+
+// Open makes such a socket, of a type of socket(2). Its descriptor is non-blocking and closed
+// by exec. On an error nothing is left.
+func Open(typ int, i Identity) (fd int, err error) {
+	domain := unix.AF_INET
+	if i.IPv6 {
+		domain = unix.AF_INET6
+	}
+	if fd, err = unix.Socket(domain, typ|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, i.Protocol); err != nil {
+		return -1, err
+	}
+	if err := unix.Fchown(fd, int(i.UID), int(i.GID)); err != nil {
+		return -1, errors.Join(fmt.Errorf("giving the socket to user %d: %w", i.UID, err), unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// Bind gives a socket its local address; early, the host need not have that.
+func Bind(fd int, local netip.AddrPort, ipv6, early bool) error {
+	sa, err := Sockaddr(local, ipv6)
+	if err != nil {
+		return err
+	}
+	return Abroad(fd, ipv6, early, func() error {
+		if err := unix.Bind(fd, sa); err != nil {
+			return fmt.Errorf("binding to %v: %w", local, err)
+		}
+		return nil
+	})
+}
+
+// Abroad calls f; early, while the socket may be bound to an address that the host does not
+// have, and connected from it (IP_TRANSPARENT, ip(7)), for which the caller needs CAP_NET_ADMIN.
+func Abroad(fd int, ipv6, early bool, f func() error) error {
+	if !early {
+		return f()
+	}
+	level, name := unix.SOL_IP, unix.IP_TRANSPARENT // one switch under two names
+	if ipv6 {
+		level, name = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+	}
+	was, err := unix.GetsockoptInt(fd, level, name)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		was, err = 0, nil // of MPTCP it cannot be asked on older kernels, and it is new
+	}
+	if err == nil {
+		err = unix.SetsockoptInt(fd, level, name, 1)
+	}
+	if err != nil {
+		return fmt.Errorf("setting IP_TRANSPARENT: %w", err)
+	}
+	if err := f(); err != nil {
+		return err
+	}
+	if err := unix.SetsockoptInt(fd, level, name, was); err != nil {
+		return fmt.Errorf("setting IP_TRANSPARENT: %w", err)
+	}
+	return nil
+}
