@@ -121,6 +121,10 @@ func (d *TreeDump) checkShared(pid, other int) {
 		name string
 	}{{kcmpVM, "its memory"}, {kcmpFiles, "its descriptors"}, {kcmpFS, "its working directory"}, {kcmpSighand, "its signal handlers"}} {
 		if order, err := kcmp(pid, other, k.kind, 0, 0); err == nil && order == 0 {
+			// One that ends has nothing by then, and has that in common with kernel threads.
+			if stat, err := (procfs.Process{PID: pid}).Stat(); err != nil || stat.Exiting() {
+				return
+			}
 			d.Block(migrate.CodeSharedKernel, "start it without sharing (clone(2))", "process %d shares %s with process %d", pid, k.name, other)
 		}
 	}
