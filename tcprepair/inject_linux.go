@@ -14,7 +14,24 @@ const Priority = 0x70670000
 // inject sends an acknowledgement, with more flags, to the socket in the peer's
 // name. The way is the loopback device.
 func (s *Socket) inject(flags byte, seq, ack uint32) error {
-	g := segment{from: s.Remote, to: s.Local, seq: seq, ack: ack, flags: flagACK | flags}
+	return s.say(segment{seq: seq, ack: ack, flags: flags})
+}
+
+// Inject sends data of the receive queue, the peer's FIN behind it, or, without both, an
+// acknowledgement to this host's own socket in the peer's name, by the loopback device,
+// whose MTU it must fit. seq is the sequence number of the first byte.
+func (s *Socket) Inject(seq uint32, data []byte, fin bool) error {
+	g := segment{seq: seq, ack: s.Send.Seq, data: data}
+	if fin {
+		g.flags = flagFIN
+	}
+	return s.say(g)
+}
+
+// say sends a segment of the connection in the peer's name.
+func (s *Socket) say(g segment) error {
+	g.from, g.to = s.Remote, s.Local
+	g.flags |= flagACK
 	g.window = uint16(min(s.Window.SendWindow>>s.Negotiated.SendScale, 1<<16-1))
 	return send(g.packet(), &g)
 }

@@ -14,12 +14,13 @@ const (
 	flagACK = 1 << 4
 )
 
-// A segment is one without data and options.
+// A segment is one without options.
 type segment struct {
 	from, to netip.AddrPort
 	seq, ack uint32
 	flags    byte
 	window   uint16
+	data     []byte
 }
 
 const (
@@ -33,7 +34,7 @@ const (
 // IPv4 in IPv6 notation make an IPv4 packet.
 func (s *segment) packet() []byte {
 	from, to := s.from.Addr().Unmap(), s.to.Addr().Unmap()
-	tcp := make([]byte, headerBytes)
+	tcp := make([]byte, headerBytes, headerBytes+len(s.data))
 	binary.BigEndian.PutUint16(tcp[0:], s.from.Port())
 	binary.BigEndian.PutUint16(tcp[2:], s.to.Port())
 	binary.BigEndian.PutUint32(tcp[4:], s.seq)
@@ -41,12 +42,13 @@ func (s *segment) packet() []byte {
 	tcp[12] = headerBytes / 4 << 4
 	tcp[13] = s.flags
 	binary.BigEndian.PutUint16(tcp[14:], s.window)
+	tcp = append(tcp, s.data...)
 
 	var ip []byte
 	if from.Is4() {
 		ip = make([]byte, headerBytes)
 		ip[0] = 4<<4 | headerBytes/4
-		binary.BigEndian.PutUint16(ip[2:], 2*headerBytes)
+		binary.BigEndian.PutUint16(ip[2:], uint16(headerBytes+len(tcp)))
 		ip[8], ip[9] = hops, protocolTCP
 		copy(ip[12:], from.AsSlice())
 		copy(ip[16:], to.AsSlice())
@@ -54,7 +56,7 @@ func (s *segment) packet() []byte {
 	} else {
 		ip = make([]byte, header6Bytes)
 		ip[0] = 6 << 4
-		binary.BigEndian.PutUint16(ip[4:], headerBytes)
+		binary.BigEndian.PutUint16(ip[4:], uint16(len(tcp)))
 		ip[6], ip[7] = protocolTCP, hops
 		copy(ip[8:], from.AsSlice())
 		copy(ip[24:], to.AsSlice())

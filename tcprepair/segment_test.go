@@ -14,7 +14,7 @@ func TestChecksums(t *testing.T) {
 	for _, ends := range [][2]string{{"10.1.2.3:4", "192.168.0.1:65535"}, {"[2001:db8::1]:80", "[fe80::2]:1"}, {"[::ffff:10.0.0.1]:1", "[::ffff:10.0.0.2]:2"}} {
 		g := segment{
 			from: netip.MustParseAddrPort(ends[0]), to: netip.MustParseAddrPort(ends[1]),
-			seq: 0xfedcba98, ack: 0x01234567, flags: flagACK | flagFIN, window: 0xabcd,
+			seq: 0xfedcba98, ack: 0x01234567, flags: flagACK | flagFIN, window: 0xabcd, data: []byte("odd"),
 		}
 		packet := g.packet()
 		length := header6Bytes
