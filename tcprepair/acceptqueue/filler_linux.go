@@ -54,11 +54,11 @@ func NewFiller() (_ *Filler, err error) {
 			err = errors.Join(err, f.Close())
 		}
 	}()
-	function, err := kernelFunction()
+	k, err := lookUpKernel()
 	if err != nil {
 		return nil, err
 	}
-	f.orders, err = ebpf.NewMap(&ebpf.MapSpec{Name: "pagurus_orders", Type: ebpf.Hash, KeySize: tupleBytes, ValueSize: resultOffset + 4, MaxEntries: 1})
+	f.orders, err = ebpf.NewMap(&ebpf.MapSpec{Name: "pagurus_orders", Type: ebpf.Hash, KeySize: tupleBytes, ValueSize: orderBytes, MaxEntries: 1})
 	if err != nil {
 		return nil, fmt.Errorf("making a map: %w", err)
 	}
@@ -66,7 +66,7 @@ func NewFiller() (_ *Filler, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a map: %w", err)
 	}
-	if f.program, err = ebpf.NewProgram(program(function, f.orders, f.listeners)); err != nil {
+	if f.program, err = ebpf.NewProgram(program(k, f.orders, f.listeners)); err != nil {
 		return nil, fmt.Errorf("loading the program: %w", err)
 	}
 	lo, err := routes.LinkByName("lo")
@@ -133,17 +133,30 @@ func (f *Filler) put(listener int, s *tcprepair.Socket) error {
 	case protocol == unix.IPPROTO_MPTCP:
 		return f.putByHelper(listener, s)
 	}
-	return f.putInto(listener, s)
+	return f.putInto(listener, s, 0)
 }
 
-// putInto makes the connection, in a listener of plain TCP.
-func (f *Filler) putInto(listener int, s *tcprepair.Socket) (err error) {
+// putInto makes the connection, in a listener of plain TCP, of whose group so many must be,
+// if group is not 0.
+func (f *Filler) putInto(listener int, s *tcprepair.Socket, group uint32) (err error) {
 	restore, err := makeRoom(listener, s)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, restore()) }()
-	if err := f.connect(listener, s); err != nil {
+	// Of a group of listeners with one port the kernel would choose one, whichever is named
+	// (inet_steal_sock). One that looks alone gets what is meant for it; it stays in its group.
+	grouped, err := inet.GetInt(listener, unix.SOL_SOCKET, unix.SO_REUSEPORT)
+	if err != nil {
+		return fmt.Errorf("reading SO_REUSEPORT: %w", err)
+	}
+	if grouped != 0 {
+		if err := shared(listener, 0); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, shared(listener, grouped)) }()
+	}
+	if err := f.connect(listener, s, group); err != nil {
 		return err
 	}
 	if err := f.fill(s); err != nil {
@@ -161,6 +174,13 @@ func (f *Filler) check(listener int, s *tcprepair.Socket) error {
 	if l.waiting > l.backlog {
 		return fmt.Errorf("%w: %d wait, the backlog is %d", ErrFull, l.waiting, l.backlog)
 	}
+	device, err := inet.GetInt(listener, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)
+	switch {
+	case err != nil:
+		return fmt.Errorf("reading SO_BINDTOIFINDEX: %w", err)
+	case device != 0: // its connections take nothing from the loopback device
+		return fmt.Errorf("a connection of a listener that is bound to a device %w", tcprepair.ErrUnsupported)
+	}
 	// To an address that is not the host's own, our acknowledgement would leave it.
 	ways, err := routes.RouteGet(s.Local.Addr().Unmap().AsSlice())
 	if err != nil || len(ways) == 0 || ways[0].Type != unix.RTN_LOCAL {
@@ -174,13 +194,15 @@ func (f *Filler) check(listener int, s *tcprepair.Socket) error {
 }
 
 // connect makes the connection, without its data.
-func (f *Filler) connect(listener int, s *tcprepair.Socket) (err error) {
+func (f *Filler) connect(listener int, s *tcprepair.Socket, group uint32) (err error) {
 	key := tupleOf(s)
 	if err := f.listeners.Put(uint32(0), uint64(listener)); err != nil {
 		return fmt.Errorf("telling the program the listener: %w", err)
 	}
 	defer func() { err = errors.Join(err, f.listeners.Delete(uint32(0))) }()
-	if err := f.orders.Put(key, orderFor(s)); err != nil {
+	o := orderFor(s)
+	o.Group = group
+	if err := f.orders.Put(key, o); err != nil {
 		return fmt.Errorf("telling the program the connection: %w", err)
 	}
 	defer func() { err = errors.Join(err, f.orders.Delete(key)) }()
@@ -188,7 +210,6 @@ func (f *Filler) connect(listener int, s *tcprepair.Socket) (err error) {
 	if err := s.Inject(s.Receive.Seq, nil, false); err != nil {
 		return err
 	}
-	var o order
 	err = await(func() (bool, error) {
 		err := f.orders.Lookup(key, &o)
 		return o.Done != 0, err
@@ -196,6 +217,9 @@ func (f *Filler) connect(listener int, s *tcprepair.Socket) (err error) {
 	switch {
 	case err != nil:
 		return fmt.Errorf("%w: the program has not seen our packet: %w", ErrRefused, err)
+	case o.Result == -int32(unix.EINVAL):
+		return fmt.Errorf("%w: what was negotiated is not allowed here (net.ipv4.tcp_sack, tcp_timestamps, tcp_window_scaling), or its segments are too small, %d bytes: %w",
+			ErrRefused, s.Negotiated.MSS, unix.EINVAL)
 	case o.Result != 0:
 		return fmt.Errorf("%w: %w", ErrRefused, unix.Errno(-o.Result))
 	}
@@ -290,7 +314,7 @@ func makeRoom(listener int, s *tcprepair.Socket) (restore func() error, err erro
 		return nil, err
 	}
 	want := had
-	want.Receive = max(had.Receive, s.Buffers.Receive, overhead*uint32(len(s.Receive.Data)))
+	want.Receive = max(had.Receive, s.Buffers.Receive, uint32(min(overhead*len(s.Receive.Data), maxBuffer)))
 	if want == had {
 		return func() error { return nil }, nil
 	}
@@ -300,8 +324,10 @@ func makeRoom(listener int, s *tcprepair.Socket) (restore func() error, err erro
 	return func() error { return had.Settle(listener) }, nil
 }
 
-// overhead is how many bytes of buffer one of data takes at most.
-const overhead = 4
+const (
+	overhead  = 4       // bytes of buffer that one of data takes at most
+	maxBuffer = 1 << 30 // what the kernel allows (SO_RCVBUFFORCE, sk_setsockopt)
+)
 
 // listening is what is used of a listener's struct tcp_info.
 type listening struct{ waiting, backlog uint32 }

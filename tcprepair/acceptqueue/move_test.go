@@ -104,4 +104,3 @@ func TestMoved(t *testing.T) {
 		})
 	}
 }
-

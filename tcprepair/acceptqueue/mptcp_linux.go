@@ -1,8 +1,10 @@
 package acceptqueue
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -13,25 +15,34 @@ import (
 // putByHelper puts a connection into a listener of MPTCP, which the kernel makes none for
 // from an acknowledgement. It makes it for a listener of plain TCP beside that one, in one
 // group with it (SO_REUSEPORT); when the helper is closed, what waits in it goes over to the
-// other listener of the group (net.ipv4.tcp_migrate_req, Documentation/networking/ip-sysctl.rst).
-func (f *Filler) putByHelper(listener int, s *tcprepair.Socket) (err error) {
-	grouped, err := inet.GetInt(listener, unix.SOL_SOCKET, unix.SO_REUSEPORT)
-	switch {
-	case err != nil:
-		return fmt.Errorf("reading SO_REUSEPORT: %w", err)
-	case grouped != 0: // it could go over to any of them
-		return fmt.Errorf("a connection of a listener of MPTCP with SO_REUSEPORT %w", tcprepair.ErrUnsupported)
-	}
-	if err := inet.SetInt(listener, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
-		return fmt.Errorf("setting SO_REUSEPORT: %w", err)
-	}
-	defer func() { err = errors.Join(err, inet.SetInt(listener, unix.SOL_SOCKET, unix.SO_REUSEPORT, 0)) }()
-	had, waiting, err := tcprepair.Look(listener)
+// other listener of the group (net.ipv4.tcp_migrate_req, inet_csk_listen_stop).
+func (f *Filler) putByHelper(listener int, s *tcprepair.Socket) error {
+	before, waiting, err := tcprepair.Look(listener)
 	if err != nil {
 		return err
 	}
-	had.MPTCP = false
-	helper, err := tcprepair.Restore(had, false)
+	// In a group are sockets of one user. Whose the kernel takes that of MPTCP's for it does
+	// not tell: its owner's, if he has made it, or ours, if we have given it to him.
+	for _, uid := range []uint32{before.UID, uint32(os.Geteuid())} {
+		if err = f.putBeside(listener, before, uid, s); !errors.Is(err, errAlone) {
+			break
+		}
+	}
+	if err != nil {
+		return err
+	}
+	_, now, err := tcprepair.Look(listener)
+	if err == nil && now != waiting+1 {
+		err = fmt.Errorf("%w: %d connections wait after %d", ErrIncomplete, now, waiting)
+	}
+	return err
+}
+
+// errAlone: helper and listener are in no group, or others are in it.
+const errAlone = unix.EXDEV
+
+func (f *Filler) putBeside(listener int, is *tcprepair.Socket, uid uint32, s *tcprepair.Socket) error {
+	helper, err := beside(listener, is, uid, s)
 	if err != nil {
 		return fmt.Errorf("making a listener beside it: %w", err)
 	}
@@ -40,13 +51,44 @@ func (f *Filler) putByHelper(listener int, s *tcprepair.Socket) (err error) {
 	if err != nil {
 		return errors.Join(err, unix.Close(helper))
 	}
-	err = f.putInto(helper, s)
-	if err := errors.Join(err, unix.Close(helper), forbid()); err != nil {
-		return err
+	const both = 2
+	err = f.putInto(helper, s, both)
+	return errors.Join(err, unix.Close(helper), forbid())
+}
+
+// beside makes a listener of plain TCP, of a user, in one group with another listener. It
+// has the options of the connection, which is to have them from it.
+func beside(listener int, is *tcprepair.Socket, uid uint32, s *tcprepair.Socket) (fd int, err error) {
+	grouped, err := inet.GetInt(listener, unix.SOL_SOCKET, unix.SO_REUSEPORT)
+	if err != nil {
+		return -1, fmt.Errorf("reading SO_REUSEPORT: %w", err)
 	}
-	_, now, err := tcprepair.Look(listener)
-	if err == nil && now != waiting+1 {
-		err = fmt.Errorf("%w: %d connections wait after %d", ErrIncomplete, now, waiting)
+	if err := shared(listener, 1); err != nil {
+		return -1, err
 	}
-	return err
+	defer func() {
+		if err = errors.Join(err, shared(listener, grouped)); err != nil && fd >= 0 {
+			err = errors.Join(err, unix.Close(fd))
+			fd = -1
+		}
+	}()
+	helper := tcprepair.Socket{
+		State: tcprepair.Listen, IPv6: is.IPv6, Local: is.Local, UID: uid, GID: is.GID, Backlog: 1,
+		Buffers: s.Buffers, Filter: s.Filter,
+	}
+	for _, o := range s.Options {
+		if o.Level == unix.SOL_SOCKET && o.Name == unix.SO_REUSEPORT {
+			o.Value = binary.NativeEndian.AppendUint32(nil, 1)
+		}
+		helper.Options = append(helper.Options, o)
+	}
+	return tcprepair.Restore(&helper, false)
+}
+
+// shared sets whether a port may have more listeners.
+func shared(listener int, value uint32) error {
+	if err := inet.SetInt(listener, unix.SOL_SOCKET, unix.SO_REUSEPORT, value); err != nil {
+		return fmt.Errorf("setting SO_REUSEPORT: %w", err)
+	}
+	return nil
 }

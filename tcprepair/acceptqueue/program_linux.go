@@ -20,21 +20,47 @@ const kfunc = "bpf_sk_assign_tcp_reqsk"
 // Supported tells why this kernel cannot Put; nil, if it can. The error wraps
 // errors.ErrUnsupported where that is the kernel's.
 func Supported() error {
-	_, err := kernelFunction()
+	_, err := lookUpKernel()
 	return err
 }
 
-// kernelFunction is the number of the kernel's function among its types.
-func kernelFunction() (btf.TypeID, error) {
-	kernel, err := btf.LoadKernelSpec()
+// A kernel is what the program needs to know of it.
+type kernel struct {
+	function btf.TypeID // the number of its function among its types
+	group    int16      // of struct sock, where a listener's group is: struct sock_reuseport,
+	members  int16      // of which this is the number of its listeners
+}
+
+func lookUpKernel() (k kernel, err error) {
+	types, err := btf.LoadKernelSpec()
 	if err != nil {
-		return 0, fmt.Errorf("filling accept queues needs a kernel that describes its types (CONFIG_DEBUG_INFO_BTF): %w", unsupported(err))
+		return k, fmt.Errorf("filling accept queues needs a kernel that describes its types (CONFIG_DEBUG_INFO_BTF): %w", unsupported(err))
 	}
 	var f *btf.Func
-	if err := kernel.TypeByName(kfunc, &f); err != nil {
-		return 0, fmt.Errorf("filling accept queues needs Linux 6.8 with CONFIG_SYN_COOKIES, for %s: %w", kfunc, unsupported(err))
+	if err := types.TypeByName(kfunc, &f); err != nil {
+		return k, fmt.Errorf("filling accept queues needs Linux 6.8 with CONFIG_SYN_COOKIES, for %s: %w", kfunc, unsupported(err))
 	}
-	return kernel.TypeID(f)
+	if k.function, err = types.TypeID(f); err != nil {
+		return k, err
+	}
+	if k.group, err = offsetOf(types, "sock", "sk_reuseport_cb"); err != nil {
+		return k, err
+	}
+	k.members, err = offsetOf(types, "sock_reuseport", "num_socks")
+	return k, err
+}
+
+func offsetOf(types *btf.Spec, name, member string) (int16, error) {
+	var s *btf.Struct
+	if err := types.TypeByName(name, &s); err != nil {
+		return 0, fmt.Errorf("looking for struct %s: %w", name, unsupported(err))
+	}
+	for _, m := range s.Members {
+		if m.Name == member {
+			return int16(m.Offset.Bytes()), nil
+		}
+	}
+	return 0, fmt.Errorf("struct %s has no %s: %w", name, member, errors.ErrUnsupported)
 }
 
 func unsupported(err error) error {
@@ -55,14 +81,17 @@ type order struct {
 	Micro                     uint8
 	_                         [3]uint8
 
-	Done   uint32 // by then it has seen it, and
+	Group  uint32 // if not 0, there must be so many listeners in the listener's group
+	Done   uint32 // it has seen the packet, and
 	Result int32  // this is what the kernel has said
 }
 
 const (
 	attrsBytes   = 20
-	doneOffset   = attrsBytes
+	groupOffset  = attrsBytes
+	doneOffset   = groupOffset + 4
 	resultOffset = doneOffset + 4
+	orderBytes   = resultOffset + 4
 )
 
 // A tuple is the map's key: of a packet of IPv4 or IPv6 the addresses and the ports behind
@@ -113,14 +142,17 @@ const (
 //	o->result = -ENOTCONN;
 //	sk = lookup(listeners, 0);
 //	if (!sk) return DROP;
-//	o->result = bpf_sk_assign_tcp_reqsk(skb, sk, o, 20);
+//	if (o->group && !(sk->sk_reuseport_cb && sk->sk_reuseport_cb->num_socks == o->group))
+//		o->result = -EXDEV;
+//	else
+//		o->result = bpf_sk_assign_tcp_reqsk(skb, sk, o, 20);
 //	release(sk);
 //	return o->result ? DROP : PASS;
 //
 // Dropped, a packet is not answered: so nobody is sent a reset. The kernel's functions are
 // reserved to programs under a licence that is compatible with its own; these few
 // instructions are offered under either.
-func program(function btf.TypeID, orders, listeners *ebpf.Map) *ebpf.ProgramSpec {
+func program(k kernel, orders, listeners *ebpf.Map) *ebpf.ProgramSpec {
 	const frame = -tupleBytes
 	const scratch = frame - 8
 	load := func(offset, at, length int32) asm.Instructions {
@@ -179,13 +211,25 @@ func program(function btf.TypeID, orders, listeners *ebpf.Map) *ebpf.ProgramSpec
 		asm.JEq.Imm(asm.R0, 0, "drop"),
 		asm.Mov.Reg(asm.R8, asm.R0),
 
-		asm.Mov.Reg(asm.R1, asm.R6),
+		asm.LoadMem(asm.R2, asm.R7, groupOffset, asm.Word),
+		asm.JEq.Imm(asm.R2, 0, "assign"),
+		asm.Mov.Imm(asm.R9, -int32(unix.EXDEV)),
+		asm.Mov.Reg(asm.R1, asm.R8),
+		asm.FnSkcToTcpSock.Call(), // whose first member is struct sock, in others
+		asm.JEq.Imm(asm.R0, 0, "done"),
+		asm.LoadMem(asm.R1, asm.R0, k.group, asm.DWord),
+		asm.JEq.Imm(asm.R1, 0, "done"),
+		asm.LoadMem(asm.R1, asm.R1, k.members, asm.Half),
+		asm.LoadMem(asm.R2, asm.R7, groupOffset, asm.Word),
+		asm.JNE.Reg(asm.R1, asm.R2, "done"),
+
+		asm.Mov.Reg(asm.R1, asm.R6).WithSymbol("assign"),
 		asm.Mov.Reg(asm.R2, asm.R8),
 		asm.Mov.Reg(asm.R3, asm.R7),
 		asm.Mov.Imm(asm.R4, attrsBytes),
-		asm.Instruction{OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(asm.Call), Src: asm.PseudoKfuncCall, Constant: int64(function)},
-		asm.StoreMem(asm.R7, resultOffset, asm.R0, asm.Word),
+		asm.Instruction{OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(asm.Call), Src: asm.PseudoKfuncCall, Constant: int64(k.function)},
 		asm.Mov.Reg(asm.R9, asm.R0),
+		asm.StoreMem(asm.R7, resultOffset, asm.R9, asm.Word).WithSymbol("done"),
 		asm.Mov.Reg(asm.R1, asm.R8),
 		asm.FnSkRelease.Call(),
 		asm.JNE.Imm32(asm.R9, 0, "drop"),
