@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -74,4 +75,24 @@ func look(conn *netlink.Conn, s *tcprepair.Socket) (found, error) {
 		queued: binary.NativeEndian.Uint32(m[56:]),
 		inode:  binary.NativeEndian.Uint32(m[68:]),
 	}, nil
+}
+
+// Packets of the loopback device are mostly done with when they are sent; a busy host may do
+// them a little later.
+const (
+	patience = 500 * time.Millisecond
+	pause    = 50 * time.Microsecond
+)
+
+var errLate = fmt.Errorf("not within %v", patience)
+
+func await(done func() (bool, error)) error {
+	for begun := time.Now(); ; <-time.After(pause) {
+		if ok, err := done(); ok || err != nil {
+			return err
+		}
+		if time.Since(begun) > patience {
+			return errLate
+		}
+	}
 }

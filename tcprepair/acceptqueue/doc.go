@@ -31,6 +31,12 @@
 // come into being by a helper: see putByHelper. A connection whose peer has agreed on
 // several paths cannot be moved; Drain says so.
 //
+// # Groups of listeners
+//
+// Of several listeners with one port (SO_REUSEPORT) the one that is named gets the
+// connection. The connection itself does not have that option then, as its original did:
+// it matters to who makes another listener while it lives, and sets no SO_REUSEADDR.
+//
 // # What is carried over
 //
 // What package tcprepair carries over, but for the window that was last advertised (a new

@@ -132,6 +132,38 @@ func TestGroup(t *testing.T) {
 	}
 }
 
+// A listener of MPTCP may share its port, but does not with others.
+func TestSharedPort(t *testing.T) {
+	for _, k := range kinds[3:] {
+		t.Run(k.name, func(t *testing.T) {
+			p := newPair(t, k)
+			share := func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) }
+			l := p.listen(4, share)
+			c := p.dial()
+			c.write([]byte("hello"))
+			p.arrived()
+			h := p.hold()
+			s := p.drainAll(l, 1)[0]
+			l = p.listen(4, share)
+			other := p.listen(4, share)
+			f := p.filler()
+			if err := f.Put(l.fd, s); !errors.Is(err, tcprepair.ErrUnsupported) {
+				t.Errorf("into one of two: %v", err)
+			}
+			other.close()
+			if err := f.Put(l.fd, s); err != nil {
+				t.Error(err)
+			}
+			if value, err := unix.GetsockoptInt(l.fd, unix.SOL_SOCKET, unix.SO_REUSEPORT); err != nil || value != 1 {
+				t.Errorf("SO_REUSEPORT is %d, %v", value, err)
+			}
+			p.release(h)
+			a, _ := l.accept()
+			p.talk(c, a)
+		})
+	}
+}
+
 // Who waits for a listener already is told of the connection.
 func TestWoken(t *testing.T) {
 	for _, k := range kinds {
@@ -191,8 +223,9 @@ func TestMuch(t *testing.T) {
 			h := p.hold()
 			s := p.drainAll(l, 1)[0]
 			l = p.listen(4)
+			f := p.filler()
 			begun := time.Now()
-			if err := p.filler().Put(l.fd, s); err != nil {
+			if err := f.Put(l.fd, s); err != nil {
 				t.Fatal(err)
 			}
 			t.Logf("%d bytes of %d put in %v", len(s.Receive.Data), len(sent), time.Since(begun))

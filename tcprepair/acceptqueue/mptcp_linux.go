@@ -28,7 +28,10 @@ func (f *Filler) putByHelper(listener int, s *tcprepair.Socket) error {
 			break
 		}
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, errAlone):
+		return fmt.Errorf("a listener of MPTCP that shares its port with others %w", tcprepair.ErrUnsupported)
+	case err != nil:
 		return err
 	}
 	_, now, err := tcprepair.Look(listener)
@@ -83,12 +86,4 @@ func beside(listener int, is *tcprepair.Socket, uid uint32, s *tcprepair.Socket)
 		helper.Options = append(helper.Options, o)
 	}
 	return tcprepair.Restore(&helper, false)
-}
-
-// shared sets whether a port may have more listeners.
-func shared(listener int, value uint32) error {
-	if err := inet.SetInt(listener, unix.SOL_SOCKET, unix.SO_REUSEPORT, value); err != nil {
-		return fmt.Errorf("setting SO_REUSEPORT: %w", err)
-	}
-	return nil
 }

@@ -94,6 +94,9 @@ const (
 	orderBytes   = resultOffset + 4
 )
 
+// nobody is a number of listeners that no group has.
+const nobody = 1<<32 - 1
+
 // A tuple is the map's key: of a packet of IPv4 or IPv6 the addresses and the ports behind
 // them, as they are in it, the source's first, and zeros.
 type tuple [tupleBytes]byte

@@ -100,7 +100,7 @@ func TestRefused(t *testing.T) {
 				"closing":      {change(func(s *tcprepair.Socket) { s.State = tcprepair.LastAck }), tcprepair.ErrUnsupported},
 				"answered":     {change(func(s *tcprepair.Socket) { s.Send.Data = []byte("x") }), tcprepair.ErrInvalid},
 				"too small":    {change(func(s *tcprepair.Socket) { s.Negotiated.MSS = 100 }), unix.EINVAL},
-				"from nowhere": {change(func(s *tcprepair.Socket) { s.Local = s.Remote }), unix.EADDRNOTAVAIL},
+				"from nowhere": {change(func(s *tcprepair.Socket) { s.Local = netip.AddrPortFrom(s.Remote.Addr(), s.Local.Port()) }), unix.EADDRNOTAVAIL},
 			} {
 				if err := f.Put(l.fd, bad.s); !errors.Is(err, bad.want) {
 					t.Errorf("%s: %v", name, err)
@@ -112,6 +112,9 @@ func TestRefused(t *testing.T) {
 			bound := p.listenElsewhere(func(fd int) error { return unix.BindToDevice(fd, "wire") })
 			if err := f.Put(bound.fd, s); !errors.Is(err, tcprepair.ErrUnsupported) {
 				t.Errorf("into what is bound to a device: %v", err)
+			}
+			if err := f.Put(p.listenElsewhere().fd, s); !errors.Is(err, ErrRefused) {
+				t.Errorf("into a listener of another port: %v", err)
 			}
 			if waiting, lost := Drain(l.fd); len(waiting)+len(lost) != 0 {
 				t.Errorf("%v is in the queue, %v", waiting, lost)
@@ -206,6 +209,32 @@ func TestLost(t *testing.T) {
 	p.noResets()
 }
 
+// A connection of several paths is lost.
+func TestPaths(t *testing.T) {
+	for _, k := range kinds[3:] {
+		t.Run(k.name, func(t *testing.T) {
+			p := newPair(t, k)
+			l := p.listen(16)
+			first := p.dial()
+			first.write([]byte("hello"))
+			err := p.client(func() error {
+				e := socket(t, unix.AF_INET, unix.IPPROTO_MPTCP)
+				return unix.Connect(e.fd, sockaddr(unix.AF_INET, "10.9.0.1", p.port))
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.arrived()
+			h := p.hold()
+			waiting, lost := Drain(l.fd)
+			if len(waiting) != 1 || len(lost) != 1 || !errors.Is(lost[0], tcprepair.ErrUnsupported) {
+				t.Errorf("%d wait, lost: %v", len(waiting), lost)
+			}
+			p.release(h)
+		})
+	}
+}
+
 // A listener is as it was when it has been drained, and nothing is waited for.
 func TestDrainWaitsForNothing(t *testing.T) {
 	for _, k := range kinds {
@@ -234,8 +263,12 @@ func TestDrainWaitsForNothing(t *testing.T) {
 				if after, err := unix.FcntlInt(uintptr(l.fd), unix.F_GETFL, 0); err != nil || after != before {
 					t.Errorf("flags %#x instead of %#x, %v", after, before, err)
 				}
-				l.close()
-				if _, lost := Drain(l.fd); len(lost) != 1 {
+				null, err := os.Open(os.DevNull)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer null.Close()
+				if _, lost := Drain(int(null.Fd())); len(lost) != 1 || !errors.Is(lost[0], unix.ENOTSOCK) {
 					t.Errorf("without a listener: %v", lost)
 				}
 			})
