@@ -38,6 +38,15 @@ func unwrap(captured []byte) (h virtioNetHdr, packet []byte, ok bool) {
 	return h, captured[virtioNetHdrBytes+ethernetBytes:], true
 }
 
+// encode is the opposite of what unwrap reads.
+func (h *virtioNetHdr) encode() []byte {
+	b := []byte{h.flags, h.gsoType}
+	for _, n := range []uint16{h.hdrLen, h.gsoSize, h.csumStart, h.csumOffset} {
+		b = binary.NativeEndian.AppendUint16(b, n)
+	}
+	return b
+}
+
 // finish makes of a captured packet what is, or was, on the wire: nothing, if it was put
 // together in a way that is not known. It works in place.
 func (h *virtioNetHdr) finish(p packet) []packet {

@@ -381,6 +381,47 @@ func TestForwarded(t *testing.T) {
 	})
 }
 
+// What is reinjected never gets to this host's own stack, if no rule takes it: neither a
+// socket nor a reset tells of it. It is lost, and TCP recovers from that.
+func TestReinjectedForNobody(t *testing.T) {
+	eachFamily(t, func(t *testing.T, p *pair) {
+		h, err := start(Config{Name: "test", Devices: []string{"wire"}, Flows: []Flow{{Local: p.opened.local(), Remote: p.peer.local()}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sent := strings.Repeat("much ", 5000)
+		p.peer.write(sent)
+		h.awaitHeld(t, 1)
+		redirected := false
+		err = h.Reinject(t.Context(), 1500, func() error {
+			redirected = true
+			if n, _ := h.Held(); n > 0 {
+				t.Errorf("%d packets were left", n)
+			}
+			return nil
+		})
+		if err != nil || !redirected {
+			t.Errorf("reinjecting: %v, redirected: %v", err, redirected)
+		}
+		if n := p.opened.readable(); n > 0 {
+			t.Errorf("%d bytes came through", n)
+		}
+		if err := h.Close(); err != nil {
+			t.Fatal(err)
+		}
+		p.opened.expect(sent)
+		clean(t)
+	})
+}
+
+// Only the packets of certain connections can be reinjected.
+func TestReinjectInvalid(t *testing.T) {
+	h := Hold{config: Config{Name: "test", Flows: []Flow{{Local: netip.MustParseAddrPort("10.0.0.1:80")}}}}
+	if err := h.Reinject(t.Context(), 1500, func() error { return nil }); !errors.Is(err, ErrInvalid) {
+		t.Error(err)
+	}
+}
+
 // A heir is the host that has the address next: it sees what comes for it.
 type heir struct{ fd int }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
@@ -114,15 +115,17 @@ func (p packet) whole() bool {
 
 // sum is the checksum of what a whole packet carries with its pseudo header: 0, if the
 // one that it has is right.
-func (p packet) sum() uint16 {
+func (p packet) sum() uint16 { return inet.Checksum(p.pseudo(), p.bytes[p.at:]) }
+
+// pseudo is the pseudo header: those of both versions (RFC 9293, 3.1; RFC 8200, 8.1) sum
+// up alike.
+func (p packet) pseudo() []byte {
 	addresses := p.bytes[12:20]
 	if p.isIPv6() {
 		addresses = p.bytes[8:40]
 	}
-	carried := p.bytes[p.at:]
-	// Both pseudo headers (RFC 9293, 3.1; RFC 8200, 8.1) sum up alike.
-	rest := binary.BigEndian.AppendUint32([]byte{0, p.protocol}, uint32(len(carried)))
-	return inet.Checksum(addresses, rest, carried)
+	rest := []byte{0, p.protocol}
+	return slices.Concat(addresses, binary.BigEndian.AppendUint32(rest, uint32(len(p.bytes)-p.at)))
 }
 
 // seal gives a whole packet the checksum of what it carries.
@@ -144,13 +147,19 @@ func (p packet) checksum() []byte {
 // nonzero is the other form of 0, which says that there is no checksum (RFC 768).
 func nonzero(sum uint16) uint16 { return cmp.Or(sum, 0xffff) }
 
+// data is where that of a whole packet's TCP segment begins.
+func (p packet) data() (at int, ok bool) {
+	at = p.at + int(p.bytes[p.at+12]>>4)*4
+	return at, at >= p.at+tcpBytes && at <= len(p.bytes)
+}
+
 // segments makes packets that fit of a whole one with a TCP segment that is too long,
 // each with the headers of it.
 func (p packet) segments(mtu int) []packet {
 	const fin, psh = 1 << 0, 1 << 3 // of the last one alone
-	data := p.at + int(p.bytes[p.at+12]>>4)*4
+	data, ok := p.data()
 	room := mtu - data
-	if room <= 0 || data < p.at+tcpBytes || data > len(p.bytes) {
+	if room <= 0 || !ok {
 		return []packet{p}
 	}
 	pieces := p.pieces(data, room)

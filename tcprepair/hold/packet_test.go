@@ -125,6 +125,40 @@ func TestSeal(t *testing.T) {
 	}
 }
 
+// A packet that goes back into the kernel is the same when it has come out of it, and is
+// left to be cut if it is too long.
+func TestWrap(t *testing.T) {
+	for name, ipv6 := range bothFamilies {
+		for _, c := range []struct {
+			bytes      int
+			right, cut bool
+		}{{1000, true, false}, {1000, false, false}, {30_000, true, true}, {30_000, false, false}} {
+			want := example(ipv6, protocolTCP, nil, protocolTCP, segment(numbers(c.bytes)))
+			if !c.right {
+				want.bytes[len(want.bytes)-1]++
+			}
+			before := bytes.Clone(want.bytes)
+			h, b, ok := unwrap(want.wrap(1500))
+			if !ok || (h.gsoType != unix.VIRTIO_NET_HDR_GSO_NONE) != c.cut || !bytes.Equal(want.bytes, before) {
+				t.Errorf("%s: %d bytes: %+v", name, c.bytes, h)
+			}
+			if data, _ := want.data(); c.cut && (int(h.gsoSize) != 1500-data || int(h.hdrLen) != ethernetBytes+data) {
+				t.Errorf("%s: %+v for headers of %d bytes", name, h, data)
+			}
+			p, ok := parse(b)
+			if !ok {
+				t.Fatalf("%s: no packet is left", name)
+			}
+			if h.flags&unix.VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 {
+				p.complete(int(h.csumStart)-ethernetBytes, int(h.csumOffset))
+			}
+			if !bytes.Equal(p.bytes, want.bytes) {
+				t.Errorf("%s: %d bytes have become others", name, c.bytes)
+			}
+		}
+	}
+}
+
 // What was put together on its way in is cut for its way out, and is the same then.
 func TestSegments(t *testing.T) {
 	for name, ipv6 := range bothFamilies {
@@ -266,11 +300,7 @@ func TestSizes(t *testing.T) {
 
 // frame is a packet as it is captured.
 func frame(h virtioNetHdr, p packet) []byte {
-	b := []byte{h.flags, h.gsoType}
-	for _, n := range []uint16{h.hdrLen, h.gsoSize, h.csumStart, h.csumOffset} {
-		b = binary.NativeEndian.AppendUint16(b, n)
-	}
-	return slices.Concat(b, make([]byte, ethernetBytes), p.bytes)
+	return slices.Concat(h.encode(), make([]byte, ethernetBytes), p.bytes)
 }
 
 // frames are such that something is to be done with.
