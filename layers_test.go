@@ -39,6 +39,7 @@ var layers = []layer{
 	{"parasite/...", []string{"parasite"}},
 	{"tcprepair", []string{"tcprepair/inet"}},
 	{"tcprepair/inet", nil},
+	{"tcprepair/forward", []string{"tcprepair/hold"}},
 	{"tcprepair/...", []string{"tcprepair", "tcprepair/inet"}},
 	{"trust", nil},
 	{"proto/...", nil},
