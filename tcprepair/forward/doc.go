@@ -24,10 +24,11 @@
 // # What is not forwarded
 //
 // ICMP, so that the host of the guests must be as near to the clients as their home is:
-// it does not hear of a path with a smaller MTU. Fragments of TCP segments. Packets of a
-// client on the home itself, unless its device "lo" is listed; and then the host must take
-// packets from its own address (accept_local). What is longer than the neighbour's
-// device allows is lost.
+// it does not hear of a path with a smaller MTU. Fragments of TCP segments. What is longer
+// than the neighbour's device allows is lost. So a client on the home itself is out of reach:
+// its segments are as long as the loopback device allows, and IPv4 takes no packets from its
+// own address (accept_local). If both ends of such a connection become guests of one host,
+// they do reach each other.
 //
 // # State
 //

@@ -187,8 +187,8 @@ func (f *Forward) read(conn *nftables.Conn) error {
 	for _, name := range names {
 		f.Devices = append(f.Devices, strings.TrimPrefix(name, inChain))
 		rules, err := conn.GetRules(table(f.Name), &nftables.Chain{Name: name})
-		if errors.Is(err, unix.ENOENT) {
-			continue
+		if there, err1 := exists(conn, table(f.Name)); err != nil && err1 == nil && !there {
+			return nil // it was just removed
 		}
 		if err != nil {
 			return fmt.Errorf("listing rules: %w", err)

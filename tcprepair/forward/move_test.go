@@ -348,3 +348,68 @@ func TestClientOfGuest(t *testing.T) {
 		l.clean()
 	})
 }
+
+// Two guests of one host that talk to each other, and have been at home both, go on so.
+func TestBothGuests(t *testing.T) {
+	eachFamily(t, func(t *testing.T, l *lab) {
+		listener := l.listen(l.home, 0)
+		peer, server, flow := l.connect(l.home, listener)
+		l.talk("before", peer, server)
+		other := Flow{Local: flow.Remote, Remote: flow.Local}
+		flows := []Flow{flow, other}
+		var last, next *hold.Hold
+		begin := func(h **hold.Hold) func() error {
+			return func() (err error) {
+				if *h, err = hold.Prepare(hold.Config{Name: name, Devices: []string{"eth0", "lo"}, Flows: flows}); err != nil {
+					return err
+				}
+				return (*h).Begin()
+			}
+		}
+		l.home.do(begin(&last))
+		l.b.do(begin(&next))
+		if _, err := peer.Write([]byte("held at home")); err != nil { // or rather not let out
+			t.Fatal(err)
+		}
+		var sockets [2]*tcprepair.Socket
+		for i, fd := range []int{server.fd, peer.fd} {
+			l.home.do(func() (err error) {
+				if sockets[i], err = tcprepair.Dump(fd); err != nil {
+					return err
+				}
+				transparent(sockets[i], true)
+				return tcprepair.Discard(fd)
+			})
+		}
+		var fds [2]int
+		l.b.do(func() (err error) {
+			if err := Admit(name, flows); err != nil {
+				return err
+			}
+			for i, s := range sockets {
+				if fds[i], err = tcprepair.Restore(s, true); err != nil {
+					return err
+				}
+			}
+			for i, s := range sockets {
+				if err := tcprepair.Activate(fds[i], s); err != nil {
+					return err
+				}
+			}
+			return errors.Join(next.Deliver(t.Context()), next.Close())
+		})
+		l.home.do(last.Close)
+		server, peer = l.end(fds[0]), l.end(fds[1])
+		if err := server.expect("held at home"); err != nil {
+			t.Fatal(err)
+		}
+		out := l.b.count("Tcp", "OutRsts")
+		l.talk("after", peer, server)
+		l.transfer(peer, server, 4<<20)
+		if n := l.b.count("Tcp", "OutRsts") - out; n > 0 {
+			t.Errorf("%d resets", n)
+		}
+		l.b.do(func() error { return Dismiss(name) })
+		l.clean()
+	})
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -72,10 +73,11 @@ func flows(conn *nftables.Conn, t *nftables.Table) (all []Flow, ok bool, err err
 	for i := range families {
 		f := &families[i]
 		elements, err := conn.GetSetElements(&nftables.Set{Table: t, Name: f.set()})
-		if errors.Is(err, unix.ENOENT) {
-			return nil, false, nil
-		}
 		if err != nil {
+			// The library does not wrap what the kernel says.
+			if there, err := exists(conn, t); err == nil && !there {
+				return nil, false, nil
+			}
 			return nil, false, fmt.Errorf("listing the firewall's sets: %w", err)
 		}
 		for _, e := range elements {
@@ -85,6 +87,11 @@ func flows(conn *nftables.Conn, t *nftables.Table) (all []Flow, ok bool, err err
 		}
 	}
 	return all, true, nil
+}
+
+func exists(conn *nftables.Conn, t *nftables.Table) (bool, error) {
+	names, err := named(conn, t.Family, t.Name)
+	return slices.Contains(names, ""), err
 }
 
 // remove takes a table away, if it is there.
