@@ -77,7 +77,8 @@ func (l *lab) move(from, to *host, server end, flow Flow, meanwhile func()) (mov
 		}
 		return Set(Forward{Name: name, Devices: devices, Flows: flows, To: n})
 	}
-	to.do(func() error { return tcprepair.Activate(fd, s) })
+	// What it sends at once must not be lost, or it is sent again only after a second.
+	to.do(func() error { return errors.Join(next.LetOut(), tcprepair.Activate(fd, s)) })
 	from.do(func() error {
 		if err := errors.Join(Dismiss(name), passOn(last.Device())); err != nil {
 			return err
@@ -390,6 +391,9 @@ func TestBothGuests(t *testing.T) {
 				if fds[i], err = tcprepair.Restore(s, true); err != nil {
 					return err
 				}
+			}
+			if err := next.LetOut(); err != nil {
+				return err
 			}
 			for i, s := range sockets {
 				if err := tcprepair.Activate(fds[i], s); err != nil {
