@@ -19,7 +19,24 @@
 // A guest's socket needs IP_TRANSPARENT (ip(7)) all its life, or IPv4 finds no way for
 // what it sends. Its packets have another sender's address: the network has to let them
 // pass, and the guests' host must take packets of the client from the device by which they
-// come (rp_filter).
+// come (rp_filter). Both hosts look for IPv6 neighbours from the link-local address of the
+// device: it must have one.
+//
+// # Order
+//
+// A move begins with holds at both hosts, of just the flows, at their devices and "lo". Then
+//
+//   - at the next host: Remove what it forwards itself, or packets come back to it; Admit,
+//     unless it is the home; restore the socket, early if it is a guest, with IP_TRANSPARENT;
+//   - hold.LetOut there, and Activate;
+//   - at the last host: Dismiss; Set, with the hold's own device; hold.Reinject, which has
+//     Set called at home, if that is a third host, and here with all devices;
+//   - hold.Deliver at the next host. Then the holds can be closed.
+//
+// A last host that is not the home goes on forwarding for a while, as packets may still be
+// on their way to it. When a guest's socket is no longer Alive, Drop at home comes first:
+// until then IPv4 answers its peer with nothing, as nobody here has the address (IPv6 does
+// with a reset), and after that the home answers as for any connection that it does not know.
 //
 // # What is not forwarded
 //

@@ -266,24 +266,6 @@ func (l *lab) talk(what string, a, b end) {
 	}
 }
 
-func (e end) retransmissions() uint32 {
-	e.t.Helper()
-	info, err := unix.GetsockoptTCPInfo(e.fd, unix.SOL_TCP, unix.TCP_INFO)
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	return info.Total_retrans
-}
-
-func (e end) readable() int {
-	e.t.Helper()
-	n, err := unix.IoctlGetInt(e.fd, unix.SIOCINQ)
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	return n
-}
-
 // count reads a counter of the host's kernel (/proc/net/snmp, netstat), as "Tcp: OutRsts".
 func (h *host) count(protocol, name string) (n int) {
 	h.t.Helper()
