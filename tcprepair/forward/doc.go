@@ -50,8 +50,9 @@
 // # State
 //
 // There is none but the kernel's: tables of the firewall, an ip rule and a route. They
-// outlive the process, not the boot, and List and Guests tell what is there. Chains at
-// devices end with the devices. Functions work in the network namespace of the calling
+// outlive the process, not the boot, and List and Guests tell what is there. When a device
+// ends, such as a hold's, its chain goes, too, or is of no effect until the next Set, as the
+// kernel has it. Functions work in the network namespace of the calling
 // thread; there one process at a time may change what has the same name, and admit and
 // dismiss guests. The callers need CAP_NET_ADMIN.
 //

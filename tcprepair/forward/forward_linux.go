@@ -52,6 +52,11 @@ func Set(f Forward) error {
 	if len(f.Devices) == 0 {
 		return fmt.Errorf("%w: no devices", ErrInvalid)
 	}
+	for _, device := range f.Devices { // newer kernels take any name, and wait for it
+		if _, err := rtnetlink.LinkByName(device); err != nil {
+			return fmt.Errorf("looking for the device %q: %w", device, err)
+		}
+	}
 	link, err := f.To.link()
 	if err != nil {
 		return err

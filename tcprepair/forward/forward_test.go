@@ -238,6 +238,10 @@ func TestDeviceComesAgain(t *testing.T) {
 			if all, err := List(); err != nil || len(all) != 1 || !slices.Equal(all[0].Devices, f.Devices) {
 				t.Errorf("%+v are forwarded: %v", all, err)
 			}
+			f.Devices = append(f.Devices, "nothing")
+			if err := Set(f); !errors.As(err, &netlink.LinkNotFoundError{}) {
+				t.Errorf("at a device that is not there: %v", err)
+			}
 			return Remove(name)
 		})
 		if n := l.home.count("Tcp", "OutRsts"); n > 0 {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -71,8 +72,7 @@ func (b *batch) fill(flows []Flow) {
 // flows are those in a table's sets; ok is whether the table is there.
 func flows(conn *nftables.Conn, t *nftables.Table) (all []Flow, ok bool, err error) {
 	for i := range families {
-		f := &families[i]
-		elements, err := conn.GetSetElements(&nftables.Set{Table: t, Name: f.set()})
+		some, err := families[i].read(conn, t)
 		if err != nil {
 			// The library does not wrap what the kernel says.
 			if there, err := exists(conn, t); err == nil && !there {
@@ -80,14 +80,38 @@ func flows(conn *nftables.Conn, t *nftables.Table) (all []Flow, ok bool, err err
 			}
 			return nil, false, fmt.Errorf("listing the firewall's sets: %w", err)
 		}
-		for _, e := range elements {
-			if flow, ok := f.flow(e.Key); ok {
-				all = append(all, flow)
-			}
-		}
+		all = append(all, some...)
 	}
 	return all, true, nil
 }
+
+// read lists a set. The kernel makes its table larger or smaller some time after it has
+// changed, and a list made meanwhile has some elements twice or not at all
+// (nft_rhash_walk): so it has to be the same twice.
+func (f *family) read(conn *nftables.Conn, t *nftables.Table) ([]Flow, error) {
+	var last map[Flow]bool
+	for range mostReads {
+		elements, err := conn.GetSetElements(&nftables.Set{Table: t, Name: f.set()})
+		if err != nil {
+			return nil, err
+		}
+		found, twice := make(map[Flow]bool), false
+		for _, e := range elements {
+			if flow, ok := f.flow(e.Key); ok {
+				twice = twice || found[flow]
+				found[flow] = true
+			}
+		}
+		if last != nil && !twice && maps.Equal(found, last) {
+			return slices.Collect(maps.Keys(found)), nil
+		}
+		last = found
+	}
+	return nil, errors.New("it changes all the time")
+}
+
+// mostReads bounds that.
+const mostReads = 100
 
 func exists(conn *nftables.Conn, t *nftables.Table) (bool, error) {
 	names, err := named(conn, t.Family, t.Name)
