@@ -91,7 +91,7 @@ func labels(all []inet.Option) map[string]string {
 		switch o.Name {
 		case unix.SO_INCOMING_CPU, unix.SO_RCVTIMEO_NEW, unix.SO_SNDTIMEO_NEW, unix.SO_RCVLOWAT:
 		default:
-			m[inet.TCP.Kind(o.Level, o.Name).Label] = fmt.Sprint(o.Value)
+			m[inet.TCP.Kind(o.Level, o.Name).Label] = string(o.Value)
 		}
 	}
 	return m

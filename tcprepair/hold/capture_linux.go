@@ -36,7 +36,7 @@ func (h *Hold) open(device string) error {
 
 // read takes packets in until the hold is closed.
 func (h *Hold) read() {
-	kept := h.config.kept()
+	kept := h.config.kept() // those with peers are told later, and apart by the rules
 	buf := make([]byte, 1<<17)
 	for {
 		n, err := h.capture.Read(buf)
@@ -54,7 +54,7 @@ func (h *Hold) read() {
 			continue
 		}
 		// The kernel and programs that speak to all devices send something, too.
-		if p, ok := parse(captured); ok && kept.match(p) {
+		if p, ok := parse(captured); ok && (kept.match(p) || h.config.Peers && p.protocol == protocolTCP) {
 			h.put(header.finish(p))
 		}
 	}

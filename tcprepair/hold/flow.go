@@ -25,6 +25,8 @@ type Config struct {
 	Name    string
 	Devices []string // through which the packets come in
 	Flows   []Flow
+	// Peers says that flows with peers follow (BeginFlows).
+	Peers bool
 }
 
 // Names of devices have 15 characters at most (IFNAMSIZ), of which we use some.

@@ -76,6 +76,21 @@ func (h *Hold) Begin() error {
 	return nil
 }
 
+// BeginFlows holds the packets of these flows, which have peers, as Begin does. It is for a hold
+// that was prepared for them (Config.Peers), and that holds nothing else.
+func (h *Hold) BeginFlows(flows []Flow) error {
+	c := h.config
+	c.Flows = flows
+	if err := c.validate(); err != nil {
+		return err
+	}
+	if !c.Peers || slices.ContainsFunc(flows, func(f Flow) bool { return f.width() != withPeers }) {
+		return fmt.Errorf("%w: not flows with peers alone, or it was not prepared for them", ErrInvalid)
+	}
+	h.config.Flows = flows
+	return h.Begin()
+}
+
 // pair makes the devices, the far one in a namespace that lives as long as the
 // socket that captures there, and returns the near one's index.
 func (h *Hold) pair() (int, error) {

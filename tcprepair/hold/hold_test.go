@@ -307,6 +307,51 @@ func TestDelivered(t *testing.T) {
 	})
 }
 
+// Connections can be chosen when they are to be held, and others the next time.
+func TestFlows(t *testing.T) {
+	eachFamily(t, func(t *testing.T, p *pair) {
+		other := p.dial(0)
+		fd, _, err := acceptFrom(p.server.fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		opened := end{t, fd}
+		defer unix.Close(fd)
+		h, err := Prepare(Config{Name: "test", Devices: []string{"wire", "lo"}, Peers: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.LetOut(); err != nil { // of what was never begun
+			t.Fatal(err)
+		}
+		if err := h.BeginFlows([]Flow{{Local: p.server.local()}}); !errors.Is(err, ErrInvalid) {
+			t.Errorf("without peers: %v", err)
+		}
+		for range 2 {
+			for _, chosen := range []struct{ held, not [2]end }{{[2]end{p.opened, p.peer}, [2]end{opened, other}}, {[2]end{opened, other}, [2]end{p.opened, p.peer}}} {
+				if err := h.BeginFlows([]Flow{{Local: chosen.held[0].local(), Remote: chosen.held[1].local()}}); err != nil {
+					t.Fatal(err)
+				}
+				chosen.held[1].write("held")
+				chosen.not[1].write("not held")
+				h.awaitHeld(t, 1)
+				chosen.not[0].expect("not held")
+				if n := chosen.held[0].readable(); n != 0 {
+					t.Errorf("%d bytes came through", n)
+				}
+				if err := h.Deliver(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				chosen.held[0].expect("held")
+			}
+		}
+		if err := h.Close(); err != nil {
+			t.Fatal(err)
+		}
+		clean(t)
+	})
+}
+
 // While only handshakes are held, connections go on, and those that have begun come
 // to be; new ones are made afterwards.
 func TestHandshakes(t *testing.T) {

@@ -118,7 +118,8 @@ func (c *Config) kinds() iter.Seq2[*sets, width] {
 	return func(yield func(*sets, width) bool) {
 		for i := range families {
 			for _, width := range []width{withPeers, withPorts, addressesOnly} {
-				if len(families[i].elements(c.Flows, width, incoming)) > 0 && !yield(&families[i], width) {
+				wanted := c.Peers && width == withPeers || len(families[i].elements(c.Flows, width, incoming)) > 0
+				if wanted && !yield(&families[i], width) {
 					return
 				}
 			}
@@ -154,13 +155,13 @@ func begin(c *Config, s stage) error {
 	}
 	in, out := table(c.Name, incoming), table(c.Name, outgoing)
 	for f, width := range c.kinds() {
-		if err := conn.SetAddElements(f.set(in, width, s), f.elements(c.Flows, width, incoming)); err != nil {
+		if err := add(conn, f.set(in, width, s), f.elements(c.Flows, width, incoming)); err != nil {
 			return err
 		}
 		if s == handshakes {
 			continue
 		}
-		if err := conn.SetAddElements(f.set(out, width, s), f.elements(c.Flows, width, outgoing)); err != nil {
+		if err := add(conn, f.set(out, width, s), f.elements(c.Flows, width, outgoing)); err != nil {
 			return err
 		}
 	}
@@ -168,6 +169,14 @@ func begin(c *Config, s stage) error {
 		return fmt.Errorf("filling the firewall's sets: %w", err)
 	}
 	return nil
+}
+
+// add puts elements into a set, if there are any.
+func add(conn *nftables.Conn, set *nftables.Set, elements []nftables.SetElement) error {
+	if len(elements) == 0 {
+		return nil
+	}
+	return conn.SetAddElements(set, elements)
 }
 
 // letOut makes the rules for what goes out match but strays, at once.
@@ -179,7 +188,7 @@ func letOut(c *Config) error {
 	out := table(c.Name, outgoing)
 	for f, width := range c.kinds() {
 		conn.FlushSet(f.set(out, width, everything))
-		if err := conn.SetAddElements(f.set(out, width, strays), f.elements(c.Flows, width, outgoing)); err != nil {
+		if err := add(conn, f.set(out, width, strays), f.elements(c.Flows, width, outgoing)); err != nil {
 			return err
 		}
 	}

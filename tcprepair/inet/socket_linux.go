@@ -68,25 +68,37 @@ func Abroad(fd int, ipv6, early bool, f func() error) error {
 	if !early {
 		return f()
 	}
-	level, name := unix.SOL_IP, unix.IP_TRANSPARENT // one switch under two names
-	if ipv6 {
-		level, name = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
-	}
+	level, name := transparency(ipv6)
 	was, err := unix.GetsockoptInt(fd, level, name)
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		was, err = 0, nil // of MPTCP it cannot be asked on older kernels, and it is new
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		was = 0 // of MPTCP it cannot be asked on older kernels, and it is new
+	case err != nil:
+		return fmt.Errorf("reading IP_TRANSPARENT: %w", err)
 	}
-	if err == nil {
-		err = unix.SetsockoptInt(fd, level, name, 1)
-	}
-	if err != nil {
-		return fmt.Errorf("setting IP_TRANSPARENT: %w", err)
+	if err := SetTransparent(fd, ipv6, 1); err != nil {
+		return err
 	}
 	if err := f(); err != nil {
 		return err
 	}
-	if err := unix.SetsockoptInt(fd, level, name, was); err != nil {
+	return SetTransparent(fd, ipv6, was)
+}
+
+// SetTransparent lets a socket go on sending from an address that the host does not have, or
+// ends that (ip(7), IP_TRANSPARENT: 1 or 0). The caller needs CAP_NET_ADMIN.
+func SetTransparent(fd int, ipv6 bool, value int) error {
+	level, name := transparency(ipv6)
+	if err := unix.SetsockoptInt(fd, level, name, value); err != nil {
 		return fmt.Errorf("setting IP_TRANSPARENT: %w", err)
 	}
 	return nil
+}
+
+// transparency is one switch under two names.
+func transparency(ipv6 bool) (level, name int) {
+	if ipv6 {
+		return unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+	}
+	return unix.SOL_IP, unix.IP_TRANSPARENT
 }
