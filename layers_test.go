@@ -50,14 +50,14 @@ var layers = []layer{
 	{"migrate/wire", []string{"migrate/image"}},
 	{"migrate/procfs", []string{"migrate/image"}},
 	{"migrate/dirty", []string{"migrate/image", "migrate/procfs", "pageserver"}},
-	{"migrate/resource", []string{"migrate", "migrate/image", "migrate/procfs", "migrate/unixsock", "parasite", "tcprepair", "tcprepair/inet", "tcprepair/udp"}},
+	{"migrate/resource", []string{"migrate", "migrate/image", "migrate/procfs", "migrate/unixsock", "parasite", "tcprepair", "tcprepair/acceptqueue", "tcprepair/forward", "tcprepair/inet", "tcprepair/udp"}},
 	{"migrate/source", engine},
 	{"migrate/target", engine},
 
 	// The daemons.
 	{"agent/...", []string{
 		"agent/...", "coordinator/logline", "coordinator/member", "migrate/...", "pageserver", "parasite",
-		"proto/migrate/...", "tcprepair", "tcprepair/hold", "trust",
+		"proto/migrate/...", "tcprepair", "tcprepair/forward", "tcprepair/hold", "trust",
 	}},
 	{"coordinator/logline", nil},
 	{"coordinator/member", []string{"coordinator/logline", "trust"}},
@@ -74,7 +74,7 @@ var layers = []layer{
 
 var engine = []string{
 	"migrate", "migrate/dirty", "migrate/freezer", "migrate/image", "migrate/procfs", "migrate/resource",
-	"migrate/wire", "pageserver", "parasite", "tcprepair", "tcprepair/hold",
+	"migrate/wire", "pageserver", "parasite", "tcprepair", "tcprepair/acceptqueue", "tcprepair/forward", "tcprepair/hold",
 }
 
 // reserved are packages from elsewhere that only some layers know.

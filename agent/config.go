@@ -34,6 +34,8 @@ type Config struct {
 	Target Target
 	// Addresses puts service addresses on this host.
 	Addresses Addresses
+	// Guests is how connections live on other hosts than their addresses.
+	Guests Guests
 
 	Timing  Timing
 	Version string

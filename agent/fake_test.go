@@ -38,6 +38,8 @@ type machine struct {
 	known     map[netip.Addr]bool // to the neighbours
 	announced []netip.Addr
 	silent    map[string][]netip.Addr // by the name of the silence
+	passed    []PassedOn
+	guests    []Connection
 }
 
 // A gate holds an engine up at a step until the test lets it through.
@@ -127,6 +129,35 @@ func (m *machine) must(want map[int]string) {
 	if !maps.Equal(m.processes, want) {
 		m.t.Errorf("%s has %v, want %v", m.name, m.processes, want)
 	}
+}
+
+// fakeGuests are the machine's connections away from their addresses.
+type fakeGuests struct{ machine *machine }
+
+func (f fakeGuests) PassedOn() ([]PassedOn, error) {
+	f.machine.mu.Lock()
+	defer f.machine.mu.Unlock()
+	return slices.Clone(f.machine.passed), nil
+}
+
+func (f fakeGuests) Here() ([]Connection, error) {
+	f.machine.mu.Lock()
+	defer f.machine.mu.Unlock()
+	return slices.Clone(f.machine.guests), nil
+}
+
+func (f fakeGuests) Addresses() ([]netip.Addr, error) {
+	return []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}, nil
+}
+
+func (f fakeGuests) PassOn(connections []Connection, to []netip.Addr) error {
+	if err := f.machine.step(context.Background(), "pass on"); err != nil {
+		return err
+	}
+	f.machine.mu.Lock()
+	defer f.machine.mu.Unlock()
+	f.machine.passed = []PassedOn{{Connections: connections, To: to}}
+	return nil
 }
 
 // fakeAddresses are the machine's service addresses.

@@ -264,7 +264,7 @@ func (h *host) config() Config {
 	return Config{
 		Host: h.name, Advertise: netip.MustParseAddr("127.0.0.1"), Join: []string{c.log.group.Address().String()}, Key: gossipKey,
 		Credentials: c.authority.Credentials(c.t, trust.RoleAgent, h.name), StateDir: h.dir,
-		Source: fakeSource{h.machine}, Target: fakeTarget{h.machine}, Addresses: fakeAddresses{h.machine}, Timing: c.timing, Version: "test", Logger: logger,
+		Source: fakeSource{h.machine}, Target: fakeTarget{h.machine}, Addresses: fakeAddresses{h.machine}, Guests: fakeGuests{h.machine}, Timing: c.timing, Version: "test", Logger: logger,
 	}
 }
 

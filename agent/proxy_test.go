@@ -56,7 +56,7 @@ func newRealCluster(t *testing.T, running int) *realCluster {
 		c := Config{
 			Host: name, Advertise: netip.MustParseAddr("127.0.0.1"), Join: []string{r.server.GossipAddress()}, Key: gossipKey,
 			Credentials: authority.Credentials(t, trust.RoleAgent, name), StateDir: h.dir,
-			Source: fakeSource{h.machine}, Target: fakeTarget{h.machine}, Addresses: fakeAddresses{h.machine}, Timing: testTiming(), Logger: slog.New(slog.DiscardHandler),
+			Source: fakeSource{h.machine}, Target: fakeTarget{h.machine}, Addresses: fakeAddresses{h.machine}, Guests: fakeGuests{h.machine}, Timing: testTiming(), Logger: slog.New(slog.DiscardHandler),
 		}
 		if i == 0 {
 			c.Sockets = []string{socket}

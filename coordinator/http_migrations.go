@@ -96,6 +96,7 @@ func (s *Server) registerMigrations(a huma.API) {
 		list := api.Migrations{Migrations: []migrate.Report{}}
 		for _, r := range s.scheduler.Migrations() {
 			if state == "" || r.State == state {
+				r.PassedOn = s.guests.PassedOn(r.ID)
 				list.Migrations = append(list.Migrations, r)
 			}
 		}
@@ -177,6 +178,7 @@ func (s *Server) migration(id string) (migrate.Report, error) {
 	if !ok {
 		return r, fmt.Errorf("%w: %s", scheduler.ErrNoSuchMigration, id)
 	}
+	r.PassedOn = s.guests.PassedOn(id)
 	return r, nil
 }
 

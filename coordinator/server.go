@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/pagurus-project/pagurus/coordinator/addresses"
+	"github.com/pagurus-project/pagurus/coordinator/guests"
 	"github.com/pagurus-project/pagurus/coordinator/logline"
 	"github.com/pagurus-project/pagurus/coordinator/member"
 	"github.com/pagurus-project/pagurus/coordinator/replog"
@@ -34,6 +35,7 @@ type Server struct {
 	log       *replog.Log
 	scheduler *scheduler.Scheduler
 	addresses *addresses.Keeper
+	guests    *guests.Keeper
 	grpc      *grpc.Server
 	http      *http.Server
 	httpAddr  net.Addr
@@ -130,6 +132,7 @@ func Start(c Config) (_ *Server, err error) {
 	tell.Store(s.scheduler)
 	s.addresses = addresses.New(s.log, s.conns, s.group.Members, s.logger)
 	tellAddresses.Store(s.addresses)
+	s.guests = guests.New(s.conns, s.group.Members, s.logger)
 
 	s.serveGRPC(grpcListener)
 	if err := s.serveHTTP(httpListener); err != nil {
@@ -146,6 +149,7 @@ func (s *Server) lead(ctx context.Context, term uint64) {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.addServers(ctx) })
 	wg.Go(func() { s.addresses.Lead(ctx) })
+	wg.Go(func() { s.guests.Lead(ctx) })
 	s.scheduler.Lead(ctx, term)
 	wg.Wait()
 }

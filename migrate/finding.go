@@ -55,6 +55,7 @@ const (
 	CodeProcessState Code = "process-state"  // some other state of the process that cannot move
 	CodeDegraded     Code = "degraded"       // would be restored differently; --allow-degraded accepts it
 	CodeAddressInUse Code = "address-in-use" // a service address that would go along is in use by another process, or in another migration
+	CodeForwarded    Code = "forwarded"      // connections at an address that stays: its host passes on what comes for them
 	CodeRecreated    Code = "recreated"      // the kernel does not hand something over, and begins it anew
 	CodeAddressStays Code = "address-stays"  // a socket listens on all addresses, and a service address does not go along
 )

@@ -30,6 +30,15 @@ type Report struct {
 	Created    time.Time          `json:"created"`
 	Options    Options            `json:"options"`
 	Progress   *Progress          `json:"progress,omitempty"` // of a running migration only
+	// PassedOn are connections that have moved and whose packets still come to another host.
+	PassedOn []PassedOn `json:"passed_on,omitempty"`
+}
+
+// PassedOn are TCP connections at an address that a host keeps: it passes on what comes for them.
+type PassedOn struct {
+	Host        string `json:"host"`
+	To          string `json:"to"`
+	Connections int    `json:"connections"`
 }
 
 // A Round is one pass of pre-copy, or the last one, made while frozen.

@@ -128,7 +128,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	}
 	defer engines.Close()
 	config.Source, config.Target = engines.Source(), engines.Target()
-	config.Addresses = agent.HostAddresses()
+	config.Addresses, config.Guests = agent.HostAddresses(), agent.HostGuests()
 
 	// In this order: the journal, ports, gossip, what the journal has, pages
 	// and orders from others, sockets for local users.

@@ -77,6 +77,9 @@ func summarize(w io.Writer, r migrate.Report) {
 		}
 		fmt.Fprintf(w, "With it went %s, which %s has now.\n", strings.Join(texts, ", "), r.To)
 	}
+	for _, p := range r.PassedOn {
+		fmt.Fprintf(w, "%s passes the packets of %d connections at an address of its own on to %s, as long as they live.\n", p.Host, p.Connections, p.To)
+	}
 	if r.State == migrate.StateRehearsed && r.Reason != "" {
 		fmt.Fprintln(w, "warning:", oneLine(r.Reason))
 	}

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/e2e/lab"
@@ -202,6 +203,15 @@ func (b *Bed) Traces() ([]string, error) {
 				found = append(found, h.Name()+" device "+strings.TrimSpace(name))
 			}
 		}
+		err = errors.Join(err, b.Within(h.Name(), func() error {
+			tables, err := new(nftables.Conn).ListTables()
+			for _, t := range tables {
+				if strings.HasPrefix(t.Name, "pagurus-forward-") || strings.HasPrefix(t.Name, "pagurus-guests-") {
+					found = append(found, h.Name()+" table "+t.Name)
+				}
+			}
+			return err
+		}))
 		for _, dir := range []string{"sys/fs/cgroup", "run/pagurus"} {
 			err = errors.Join(err, filepath.WalkDir(filepath.Join(root, dir), func(path string, d fs.DirEntry, err error) error {
 				switch {

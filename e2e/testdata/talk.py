@@ -1,8 +1,8 @@
 """Asks a server that answers lines with their number, over one connection from an address
-of its own, and checks every answer. With "self" it is the server, too, in another thread.
-It counts in a file, and writes there what is wrong.
+of its own, and checks every answer. With "self" it is the server, too, in another thread,
+with "everywhere" at all addresses. It counts in a file, and writes there what is wrong.
 
-Usage: talk.py FROM TO PORT FILE [self]
+Usage: talk.py FROM TO PORT FILE [self|everywhere]
 """
 import os, socket, sys, threading, time
 
@@ -13,8 +13,8 @@ def serve(listener):
     for number, line in enumerate(connection.makefile("rb"), 1):
         connection.sendall(b"%s %d\n" % (line[:-1], number))
 
-if "self" in sys.argv[5:]:
-    listener = socket.create_server((to, port))
+if sys.argv[5] in ("self", "everywhere"):
+    listener = socket.create_server((to if sys.argv[5] == "self" else "", port))
     threading.Thread(target=serve, args=(listener,), daemon=True).start()
 connection = socket.create_connection((to, port), source_address=(source, 0))
 lines = connection.makefile("rb")

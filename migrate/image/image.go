@@ -29,6 +29,9 @@ type Image struct {
 	// Addresses are the service addresses that go along, with the lengths of their
 	// networks' prefixes.
 	Addresses []netip.Prefix `cbor:"addresses"`
+	// Waiting is how many connections wait in listeners to be accepted. They stay at the
+	// source until the decision, and follow as AcceptQueues.
+	Waiting int `cbor:"waiting,omitempty"`
 }
 
 // Host is what of a machine matters to a process that was born there.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/tcprepair"
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
 	"github.com/pagurus-project/pagurus/tcprepair/udp"
 )
 
@@ -21,19 +22,23 @@ type Arrival struct {
 	Datagrams   []udp.Datagram // that were not read yet
 	Lost        int            // datagrams that cannot be delivered
 	Names       []Name         // of unix sockets, under which nobody finds them yet
+	Lodging     Lodging        // of connections at addresses of other hosts
+	Waiting     int            // connections in the source's listeners: who has its word asks for them
 }
 
-// ArrivalOf is that of an image's sockets. It is to be kept before they are made, and again
-// afterwards.
-func ArrivalOf(m *image.Image) (a Arrival, err error) {
+// ArrivalOf is that of an image's sockets, the name that of guests. It is to be kept before they
+// are made, and again afterwards.
+func ArrivalOf(m *image.Image, name string) (a Arrival, err error) {
 	a.Connections = Connections(m)
 	a.Datagrams, a.Lost = datagrams(m)
 	a.Names, err = names(m)
+	a.Lodging = Lodging{name, StayingFlows(m)}
+	a.Waiting = m.Waiting
 	return a, err
 }
 
 func (a *Arrival) empty() bool {
-	return len(a.Connections) == 0 && len(a.Datagrams) == 0 && a.Lost == 0 && len(a.Names) == 0
+	return len(a.Connections) == 0 && len(a.Datagrams) == 0 && a.Lost == 0 && len(a.Names) == 0 && a.Waiting == 0
 }
 
 // Discard takes away what stands ready for an arrival that will not be. It may be repeated.
@@ -53,12 +58,21 @@ func (a *Arrival) Arrive() (lost []error) {
 	if a.empty() {
 		return nil
 	}
-	lost = forEach(a.Connections, func(fd int, s *tcprepair.Socket) error {
+	guests, err := a.Lodging.enter()
+	if err != nil {
+		lost = append(lost, fmt.Errorf("connections at addresses of other hosts: %w", err))
+	}
+	lost = append(lost, forEach(a.Connections, func(fd int, s *tcprepair.Socket) error {
+		if guests[flowOf(s)] {
+			if err := inet.SetTransparent(fd, s.IPv6, 1); err != nil {
+				return err
+			}
+		}
 		if err := tcprepair.Arrive(fd, s); err != nil {
 			return err
 		}
 		return tcprepair.Activate(fd, s)
-	})
+	})...)
 	for i := range a.Names {
 		if err := a.Names[i].Staged.Publish(); err != nil {
 			lost = append(lost, err)

@@ -68,6 +68,7 @@ func (d *TreeDump) WarnConnections(m *image.Image) {
 		d.Warn(migrate.CodeRecreated, "nothing has to be done", "of %d TCP connections the kernel hands over all but the congestion window, "+
 			"the estimate of the round-trip time and segments out of order: they begin anew, and the peer sends the last again; who is just connecting does that again", n)
 	}
+	d.warnStaying(m)
 	if n := len(slices.DeleteFunc(slices.Clone(m.Files), func(f image.File) bool { return f.UDP == nil })); n > 0 {
 		d.Warn(migrate.CodeRecreated, "nothing has to be done", "of %d UDP sockets the kernel hands over all but errors that were not told yet (ICMP), "+
 			"and of what was not read yet when and through which device it came", n)
@@ -78,6 +79,10 @@ func (d *TreeDump) WarnConnections(m *image.Image) {
 // before. Their packets are held, and their processes do not run any more: they stay in
 // repair mode, until ResumeConnections.
 func DumpConnections(m *image.Image) error {
+	here, err := ownAddresses()
+	if err != nil {
+		return err
+	}
 	group := errgroup.Group{}
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	eachConnection(m, func(pid, fd int, f *image.File) {
@@ -90,6 +95,9 @@ func DumpConnections(m *image.Image) error {
 			s, err := tcprepair.Dump(own)
 			if err != nil {
 				return fmt.Errorf("reading the TCP connection of %v and %v: %w", f.TCP.Local, f.TCP.Remote, err)
+			}
+			if stays(m, f) && !isOwn(here, s.Local.Addr()) {
+				hideTransparency(s)
 			}
 			f.TCP = s
 			return nil
@@ -106,6 +114,9 @@ func (r *TreeRestore) restoreConnections() error {
 	}
 	var err error
 	if r.restorer, err = tcprepair.NewRestorer(); err != nil {
+		return err
+	}
+	if r.own, err = ownAddresses(); err != nil {
 		return err
 	}
 	r.connections = make(map[*image.File]int)
@@ -127,7 +138,8 @@ func (r *TreeRestore) restoreConnections() error {
 }
 
 func (r *TreeRestore) restoreTCP(f *image.File) (int, error) {
-	fd, err := r.restorer.Restore(f.TCP, comesAlong(r.Image, f))
+	early := comesAlong(r.Image, f) || stays(r.Image, f) && !isOwn(r.own, f.TCP.Local.Addr())
+	fd, err := r.restorer.Restore(f.TCP, early)
 	if err != nil {
 		return 0, err
 	}
@@ -172,7 +184,9 @@ func forEach(all []Connection, f func(fd int, s *tcprepair.Socket) error) (faile
 type Unsettled struct {
 	Handshakes []string // connections at addresses that go along that have begun
 	Closed     []string // those that the program has closed, and that have not come to an end
-	Waiting    []string // connections to listeners that the program has not accepted yet
+	// Connections that nobody has accepted yet: to these listeners at addresses that go along,
+	// and others, which cannot be handed over.
+	Waiting, Stuck []string
 }
 
 // Unowned are the TCP sockets of this host that no process has.
@@ -219,8 +233,11 @@ func (u *Unsettled) add(s *netlink.Socket, along []netip.Prefix, listeners []net
 			u.Closed = append(u.Closed, what)
 		}
 	case unix.BPF_TCP_ESTABLISHED, unix.BPF_TCP_CLOSE_WAIT: // nobody has them yet
-		if goes || heard {
+		switch {
+		case goes && heard:
 			u.Waiting = append(u.Waiting, what)
+		case goes || heard:
+			u.Stuck = append(u.Stuck, what)
 		}
 	}
 }

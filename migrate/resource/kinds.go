@@ -153,6 +153,7 @@ func (c *Check) CheckImage() {
 	for i := range c.Image.Files {
 		c.CheckFile(&c.Image.Files[i])
 	}
+	c.CheckHomes()
 }
 
 // CheckFile reports what would not work about one open file, or one that is mapped.

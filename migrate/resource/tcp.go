@@ -97,23 +97,20 @@ func dumpTCP(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(wha
 		return nil
 	}
 	s, waiting, err := tcprepair.Look(fd)
-	const hint = "have the clients connect to a service address, which goes along (migratectl address), or close it before the move"
 	switch {
 	case errors.Is(err, tcprepair.ErrUnsupported):
 		refuse(err.Error(), "close it before the move")
 		return nil
 	case err != nil:
 		return fmt.Errorf("reading a TCP socket: %w", err)
-	case s.State.Connected() && !d.isAlong(s.Local.Addr()):
-		refuse(fmt.Sprintf("a TCP connection of %v, which is no service address, and %v", s.Local, s.Remote), hint)
-		return nil
 	case s.Ended && !d.isAlong(s.Local.Addr()):
-		refuse(fmt.Sprintf("a TCP socket at %v, which is no service address, whose connection has ended", s.Local), hint)
+		refuse(fmt.Sprintf("a TCP socket at %v, which is no service address, whose connection has ended", s.Local),
+			"have the clients connect to a service address, which goes along (migratectl address), or close it before the move")
 		return nil
 	case hasConnection(s) && boundToDevice(fd):
 		refuse(fmt.Sprintf("a TCP connection of %v that is bound to a device", s.Local), "close it before the move")
 		return nil
-	case waiting > 0 && d.Inspect: // they may have been accepted by the time of the freeze
+	case waiting > 0 && d.Inspect && !d.canWait(s.Local.Addr()): // they may have been accepted by the time of the freeze
 		d.Warn(migrate.CodeDescriptor, "let the program accept them first", "%d connections wait in descriptor %d of process %d, which listens at %v", waiting, o.fd, d.Proc.PID, s.Local)
 	}
 	f.Kind, f.TCP = image.FileTCP, s

@@ -181,7 +181,7 @@ func (d *TreeDump) Dump(ctx context.Context, stopped []*parasite.Process) (*imag
 		}
 	}
 	d.image.Objects = slices.Clone(d.objects)
-	return d.image, nil
+	return d.image, d.checkStaying()
 }
 
 // CheckProcess looks for what concerns a process as a whole.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/pagurus-project/pagurus/migrate/resource"
 	"github.com/pagurus-project/pagurus/migrate/wire"
+	"github.com/pagurus-project/pagurus/tcprepair/acceptqueue"
 	"github.com/pagurus-project/pagurus/tcprepair/hold"
 )
 
@@ -28,8 +29,9 @@ import (
 //	├─ resumeConnections   it runs on: out of repair mode, before the first thread runs,
 //	│                      and nothing that the host sends is dropped any more
 //	│  deliverHeld         what was held is delivered
-//	└─ awaitRunning        it runs elsewhere, and the destination has said so first
-//	   forwardHeld         what was held goes there, and what comes late, too
+//	└─ followDestination   the destination has heard the decision first, and says so
+//	   handOverWaiting     what waits to be accepted goes there
+//	   forwardHeld         it runs there: what was held goes there, and what comes late, too
 const (
 	// closedTake is how long connections may take to end that the program has closed.
 	// A client can be slow with reading.
@@ -50,14 +52,9 @@ func (m *Migration) prepareHold() error {
 		return nil
 	}
 	c := hold.Config{Name: hold.NameOf(fmt.Sprint(m.config.Migration, " ", m.config.Epoch))}
-	devices, err := net.Interfaces()
-	if err != nil {
-		return fmt.Errorf("listing network devices: %w", err)
-	}
-	for _, d := range devices {
-		if !hold.IsOwn(d.Name) {
-			c.Devices = append(c.Devices, d.Name)
-		}
+	var err error
+	if c.Devices, err = Devices(); err != nil {
+		return err
 	}
 	for _, p := range m.config.Addresses {
 		c.Flows = append(c.Flows, hold.Flow{Local: netip.AddrPortFrom(p.Addr(), 0)})
@@ -68,6 +65,21 @@ func (m *Migration) prepareHold() error {
 	}
 	m.hold, err = hold.Prepare(c)
 	return err
+}
+
+// Devices are those of this host through which packets come in.
+func Devices() ([]string, error) {
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("listing network devices: %w", err)
+	}
+	var names []string
+	for _, d := range all {
+		if !hold.IsOwn(d.Name) {
+			names = append(names, d.Name)
+		}
+	}
+	return names, nil
 }
 
 // awaitClosed waits for connections that the program has closed, and reports whether that
@@ -110,7 +122,7 @@ func (m *Migration) settleConnections(ctx context.Context) error {
 	// A client that does not answer is not waited for.
 	_, err := m.untilSettled(ctx, handshakesTake, func(u resource.Unsettled) []string {
 		m.closing = len(u.Closed) > 0
-		return append(u.Handshakes, u.Waiting...)
+		return slices.Concat(u.Handshakes, u.Waiting, u.Stuck)
 	})
 	return err
 }
@@ -197,12 +209,16 @@ func (m *Migration) mustBeSettled() error {
 		}
 	}
 	u := b.unowned.Unsettled(m.config.Addresses, listeners)
+	if len(u.Waiting) > 0 && resource.CanFillListeners() != nil {
+		u.Stuck, u.Waiting = append(u.Stuck, u.Waiting...), nil
+	}
 	err := errors.Join(
 		unsettledError("connections that the process has closed have not come to their end", u.Closed),
-		unsettledError("connections wait for the process to accept them", u.Waiting))
+		unsettledError("connections wait for the process to accept them", u.Stuck))
 	if err != nil {
 		return fmt.Errorf("%w: %w", resource.ErrTryAgain, err)
 	}
+	m.image.Waiting = len(u.Waiting)
 	return nil
 }
 
@@ -232,6 +248,7 @@ func (m *Migration) resumeConnections() {
 	looked := slices.DeleteFunc(slices.Clone(m.plan.Looked), func(l resource.Looked) bool { return gone(l.PID) })
 	m.lose("connections lost: ", resource.ResumeConnections(here)...)
 	m.lose("options of sockets lost: ", resource.Unlook(looked)...)
+	m.unforward()
 	m.letOut()
 }
 
@@ -247,13 +264,21 @@ func (m *Migration) letOut() {
 	case m.plan.Hold != "": // of an agent that has taken what was held along
 		_ = hold.LetThrough(m.plan.Hold)
 	}
+	switch {
+	case m.staying != nil:
+		_ = m.staying.LetOut()
+	case m.plan.StayingHold != "":
+		_ = hold.LetThrough(m.plan.StayingHold)
+	}
 }
 
 // deliverHeld delivers what was held to this host, on which the tree runs again, and
 // holds no more. What is lost TCP sends again.
 func (m *Migration) deliverHeld(ctx context.Context) {
-	if m.hold != nil {
-		_ = m.hold.Deliver(ctx)
+	for _, h := range []*hold.Hold{m.hold, m.staying} {
+		if h != nil {
+			_ = h.Deliver(ctx)
+		}
 	}
 }
 
@@ -264,25 +289,82 @@ func (m *Migration) endHold() error {
 		m.hold, m.plan.Hold = nil, ""
 		m.host.inBackground(func() error { return m.host.persistently(h.Close) })
 	}
-	if m.plan.Hold == "" {
-		return nil
+	m.endStaying()
+	var errs []error
+	for _, name := range []string{m.plan.Hold, m.plan.StayingHold} {
+		if name != "" {
+			errs = append(errs, hold.Remove(name))
+		}
 	}
-	return hold.Remove(m.plan.Hold)
+	return errors.Join(errs...)
 }
 
-// awaitRunning forwards what was held as soon as the destination says that the process runs
-// there, which the decision in the log comes before: clients wait, and Dispose comes by way of
-// the coordinator. It ends with the connection.
-func (m *Migration) awaitRunning(conn net.Conn) {
+// followDestination does what cannot wait for Dispose, which comes by way of the coordinator,
+// when the destination has heard COMMIT. It ends with the connection.
+func (m *Migration) followDestination(conn net.Conn) {
 	if err := conn.SetReadDeadline(time.Time{}); err != nil {
 		return
 	}
 	defer context.AfterFunc(m.host.alive, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })()
-	if reply, err := wire.ReadReply(conn); err != nil || reply.Kind != wire.Running {
-		return
+	for {
+		reply, err := wire.ReadReply(conn)
+		switch {
+		case err != nil:
+			return
+		case reply.Kind == wire.Accepting:
+			m.handOverWaiting()
+		case reply.Kind == wire.Running:
+			m.forwardSoon()
+			return
+		}
 	}
+}
+
+// handOverWaiting accepts what waits in the tree's listeners and sends it to the destination,
+// which waits for it. It is kept, should a decision be turned round.
+func (m *Migration) handOverWaiting() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.over || m.killing || m.waiting != nil {
+		return
+	}
+	var lost []error
+	m.waiting, lost = resource.DrainListeners(m.image)
+	m.lose("connections lost: ", lost...)
+	payload, err := m.waiting.Encode()
+	if err == nil {
+		ctx, cancel := context.WithTimeout(m.host.alive, forwardTimeout)
+		defer cancel()
+		err = m.sender.Message(ctx, wire.KindQueues, payload)
+	}
+	if err != nil { // the destination does not wait for ever, and tells
+		m.lose("connections that waited to be accepted were not sent: ", err)
+	}
+}
+
+// putWaitingBack undoes that.
+func (m *Migration) putWaitingBack() {
+	if m.waiting == nil || len(m.waiting.Queues) == 0 {
+		return
+	}
+	filler, err := acceptqueue.NewFiller()
+	if err != nil {
+		m.lose("connections lost: ", err)
+		return
+	}
+	m.lose("connections lost: ", resource.FillListeners(filler, m.waiting)...)
+	m.waiting = nil
+	_ = filler.Close() // that was all
+}
+
+// forwardSoon forwards what was held, as soon as the addresses are not this host's any more.
+func (m *Migration) forwardSoon() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.over || m.killing {
+		return
+	}
+	_ = m.forwardStaying() // else Dispose does
 	// The addresses are taken off by the same decision, at about the same time.
 	for waited := time.Duration(0); m.hold != nil && waited < departTakes; waited += departPause {
 		if here, err := m.hold.IsHere(); err == nil && !here {

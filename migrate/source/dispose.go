@@ -33,6 +33,9 @@ func (m *Migration) Dispose(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	m.forwardHeld()
+	if err := m.forwardStaying(); err != nil { // to be tried again
+		return fmt.Errorf("disposing of the source's copy: %w", err)
+	}
 	var errs []error
 	if m.sender != nil && !m.killing {
 		errs = append(errs, m.forwardSignals(ctx))

@@ -127,6 +127,9 @@ func (m *Migration) standStill(ctx context.Context, heard *replies, events Event
 		}
 		cancel()
 	}
+	if err == nil {
+		err = m.planForward(reply.Addresses)
+	}
 	if err != nil {
 		return err
 	}
@@ -200,6 +203,9 @@ func (m *Migration) takeImage(ctx context.Context) error {
 	m.withoutScratch(m.image)
 	m.image.Addresses = m.config.Addresses
 	if err := m.blocked(); err != nil {
+		return err
+	}
+	if err := m.beginStaying(); err != nil {
 		return err
 	}
 	if err := m.mustBeSettled(); err != nil {

@@ -84,6 +84,7 @@ func New(ctx context.Context, config HostConfig) (*Host, error) {
 	h.readers.Flags, noFlags = procfs.NewFlagReader()
 	h.readers.Sleeps, noSleeps = procfs.NewSleepReader()
 	h.Slow = errors.Join(noFlags, noSleeps, loses)
+	_ = resource.CanFillListeners() // it takes a while the first time, which is not to be in a freeze
 	return h, nil
 }
 

@@ -90,10 +90,14 @@ type Migration struct {
 	sender *pageserver.Sender
 	trip   time.Duration // to the destination and back
 
-	hold       *hold.Hold // nil: there is none
-	begun      chan begun // of it, while that goes on beside something else; nil otherwise
-	closing    bool       // the program has closed connections just before the freeze
-	forwarding *hold.Hold // what became of it
+	hold       *hold.Hold    // nil: there is none
+	begun      chan begun    // of it, while that goes on beside something else; nil otherwise
+	closing    bool          // the program has closed connections just before the freeze
+	forwarding *hold.Hold    // what became of it
+	staying    *hold.Hold    // for connections at addresses that stay; nil: there are none
+	passing    chan struct{} // closed when what it has held was passed on; nil: it is not to be yet
+
+	waiting *image.AcceptQueues // what waited in listeners, and was accepted for the destination
 
 	image    *image.Image // taken at the freeze
 	sums     *wire.Verify // of all memory, since it stands still; nil: not yet

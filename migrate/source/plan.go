@@ -6,6 +6,7 @@ import (
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/resource"
 	"github.com/pagurus-project/pagurus/parasite"
+	"github.com/pagurus-project/pagurus/tcprepair/forward"
 )
 
 // A Plan is what is to be undone if the agent dies: plain data, to be kept
@@ -24,6 +25,10 @@ type Plan struct {
 	Locks *image.Image `json:"locks,omitempty"`
 	// Hold names what holds the packets to addresses that go along (package hold).
 	Hold string `json:"hold,omitempty"`
+	// StayingHold does that for connections at addresses that do not go along, and Forward is how
+	// their packets are passed on when the process has left.
+	StayingHold string           `json:"staying_hold,omitempty"`
+	Forward     *forward.Forward `json:"forward,omitempty"`
 	// Connections are those that may be in repair mode.
 	Connections []resource.Connection `json:"connections,omitempty"`
 	// Looked are sockets whose queues are being looked at.
@@ -49,7 +54,7 @@ type PlanProcess struct {
 // settled is the plan when the processes are as they were, but for their
 // control group.
 func (p Plan) settled() Plan {
-	p.Injecting, p.Locks, p.Connections, p.Looked, p.SocketFiles, p.FrozenAt = false, nil, nil, nil, nil, 0
+	p.Injecting, p.Locks, p.Connections, p.Looked, p.SocketFiles, p.Forward, p.FrozenAt = false, nil, nil, nil, nil, nil, 0
 	p.Processes = slices.Clone(p.Processes)
 	for i := range p.Processes {
 		p.Processes[i].Userfaultfds, p.Processes[i].Scratch = nil, nil

@@ -73,6 +73,7 @@ func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 		return m.resumed, fmt.Errorf("resuming the process: %w", err)
 	}
 	if !m.recovered { // catch has done that otherwise, if it was still to be done
+		m.putWaitingBack()
 		m.resumeConnections()
 	}
 	if err := m.thaw(); err != nil {

@@ -52,8 +52,8 @@ func (m *Migration) Run(ctx context.Context, conn net.Conn, events Events) error
 	}
 	fail(nil)
 	heard.stop()
-	if err == nil && m.promised && m.hold != nil {
-		m.host.background.Go(func() { m.awaitRunning(conn) })
+	if err == nil && m.promised && (m.hold != nil || m.plan.Forward != nil) {
+		m.host.background.Go(func() { m.followDestination(conn) })
 	}
 	return err
 }
@@ -111,6 +111,9 @@ func (m *Migration) run(ctx context.Context, heard *replies, events Events) erro
 	}
 	var n uint32
 	for try := 1; ; try++ {
+		if err := m.prepareStaying(); err != nil {
+			return err
+		}
 		const passes = 3 // there may be such connections all the time
 		for long, pass := true, 0; long && pass < passes; pass++ {
 			if n, err = m.precopy(ctx, heard, events, n); err != nil {

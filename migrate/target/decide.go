@@ -87,7 +87,7 @@ func (s *Shell) activate() (lost string, err error) {
 	if err != nil || !frozen {
 		return "", err
 	}
-	if all := s.arrival.Arrive(); len(all) > 0 {
+	if all := append(s.arrival.Arrive(), s.takeQueues()...); len(all) > 0 {
 		lost = "lost with its sockets: " + strings.ReplaceAll(errors.Join(all...).Error(), "\n", "; ")
 	}
 	return lost, nil
@@ -112,6 +112,10 @@ func (s *Shell) clear() error {
 // tidy takes away what was needed until the decision: late segments soon.
 func (s *Shell) tidy() {
 	resource.RemoveArrival(s.arrivalFile())
+	if s.filler != nil {
+		_ = s.filler.Close() // that was all
+		s.filler = nil
+	}
 	if s.plan.Addresses {
 		s.host.answerStrays(s.strayName())
 	}

@@ -55,7 +55,7 @@ func (s *Shell) checkFiles(ctx context.Context, files []image.File, frozen bool)
 	return nil
 }
 
-// checkSockets checks the unix sockets of the image: the process may have others by now than
+// checkSockets checks the unix sockets of the image, and where its connections are at home: the process may have others by now than
 // it had at preflight, and so may the host.
 func (s *Shell) checkSockets(ctx context.Context, m *image.Image) error {
 	c := s.host.newCheck(ctx, m, s.config.Options)
@@ -65,6 +65,7 @@ func (s *Shell) checkSockets(ctx context.Context, m *image.Image) error {
 			c.CheckFile(&m.Files[i])
 		}
 	}
+	c.CheckHomes()
 	return blocked(c)
 }
 

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate/image"
@@ -23,8 +25,8 @@ import (
 //  2. the state: everything else is built, the shell frozen and let go of;
 //  3. prepared is called, and the source told.
 //
-// After an error Release must be called. Signals that the source forwards after
-// COMMIT are taken in the background, until the connection ends.
+// After an error Release must be called. What the source sends after
+// COMMIT is taken in the background, until the connection ends.
 func (s *Shell) Receive(ctx context.Context, conn net.Conn, prepared func() error) error {
 	s.conn = conn
 	receiver := pageserver.NewReceiver(conn, s.memory, pageserver.ReceiverOptions{})
@@ -35,7 +37,7 @@ func (s *Shell) Receive(ctx context.Context, conn net.Conn, prepared func() erro
 		_ = wire.WriteReply(conn, wire.Reply{Kind: wire.Failed, Reason: err.Error()})
 		return err
 	}
-	s.signals.Go(func() { s.takeSignals(receiver) })
+	s.signals.Go(func() { s.takeLate(receiver) })
 	return nil
 }
 
@@ -104,17 +106,26 @@ func (s *Shell) prepare(ctx context.Context, payload []byte, prepared func() err
 			return false, fmt.Errorf("verifying the memory: it differs from the source's within %v and %d other places", differing[0], len(differing)-1)
 		}
 	}
-	if s.arrival, err = resource.ArrivalOf(m); err != nil {
+	if s.arrival, err = resource.ArrivalOf(m, s.config.Migration); err != nil {
 		return false, err
 	}
 	if err := s.arrival.Save(s.arrivalFile()); err != nil {
 		return false, err
 	}
-	if err := s.build(ctx, m); err != nil {
+	var preparing errgroup.Group // which takes about as long
+	preparing.Go(func() error { return s.prepareQueues(m.Waiting) })
+	err = s.build(ctx, m)
+	if err := errors.Join(err, preparing.Wait()); err != nil {
 		return false, err
 	}
 	if err := s.arrival.Save(s.arrivalFile()); err != nil {
 		return false, err
+	}
+	var addresses []netip.Addr
+	if len(s.arrival.Lodging.Flows) > 0 {
+		if addresses, err = resource.HostAddresses(); err != nil {
+			return false, err
+		}
 	}
 	s.plan.Prepared = true
 	if err := s.save(); err != nil {
@@ -124,7 +135,7 @@ func (s *Shell) prepare(ctx context.Context, payload []byte, prepared func() err
 		return false, err
 	}
 	s.preparedAt = time.Now()
-	return true, wire.WriteReply(s.conn, wire.Reply{Kind: wire.Prepared, Took: int64(s.preparedAt.Sub(s.stateReceived))})
+	return true, wire.WriteReply(s.conn, wire.Reply{Kind: wire.Prepared, Addresses: addresses, Took: int64(s.preparedAt.Sub(s.stateReceived))})
 }
 
 func runsOf(list []pageserver.Run) []wire.Run {
@@ -152,34 +163,52 @@ func (s *Shell) compare(ctx context.Context, v *wire.Verify) ([]pageserver.Run, 
 	return pageserver.Differing(runs, v.ChunkPages, theirs, ours)
 }
 
-// takeSignals delivers the signals that reached the source's copy after it was
-// dumped, once the process runs here.
-func (s *Shell) takeSignals(receiver *pageserver.Receiver) {
+// takeLate takes what the source sends after COMMIT: what waits in its listeners, and, once
+// the process runs here, the signals that reached its copy after it was dumped.
+func (s *Shell) takeLate(receiver *pageserver.Receiver) {
 	defer s.conn.Close()
 	for {
 		m, err := receiver.Next(context.Background())
-		if err != nil || m.Kind != wire.KindSignals {
-			return
-		}
-		signals, err := wire.DecodeSignals(m.Payload)
 		if err != nil {
 			return
 		}
-		<-s.ran
-		if s.gone {
+		switch m.Kind {
+		case wire.KindQueues:
+			queues, err := image.DecodeAcceptQueues(m.Payload)
+			if err != nil {
+				return
+			}
+			select {
+			case s.queues <- queues:
+			case <-s.ran: // nobody waits for them any more
+			}
+		case wire.KindSignals:
+			signals, err := wire.DecodeSignals(m.Payload)
+			if err != nil {
+				return
+			}
+			<-s.ran
+			if s.gone {
+				return
+			}
+			s.deliver(signals)
+		default:
 			return
 		}
-		for _, p := range signals.Processes {
-			if !slices.Contains(s.plan.PIDs, p.PID) {
-				continue
-			}
-			for _, info := range p.Shared {
-				deliver(p.PID, 0, info)
-			}
-			for _, t := range p.Threads {
-				for _, info := range t.Pending {
-					deliver(p.PID, t.TID, info)
-				}
+	}
+}
+
+func (s *Shell) deliver(signals *wire.Signals) {
+	for _, p := range signals.Processes {
+		if !slices.Contains(s.plan.PIDs, p.PID) {
+			continue
+		}
+		for _, info := range p.Shared {
+			deliver(p.PID, 0, info)
+		}
+		for _, t := range p.Threads {
+			for _, info := range t.Pending {
+				deliver(p.PID, t.TID, info)
 			}
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/pagurus-project/pagurus/migrate/procfs"
 	"github.com/pagurus-project/pagurus/migrate/resource"
 	"github.com/pagurus-project/pagurus/parasite"
+	"github.com/pagurus-project/pagurus/tcprepair/acceptqueue"
 )
 
 // A Shell is an empty, stopped process tree that a process moves into.
@@ -35,7 +36,9 @@ type Shell struct {
 	known     []image.Object // of objects
 	checked   map[checkedFile]bool
 
-	arrival resource.Arrival // what is done at Commit
+	arrival resource.Arrival         // what is done at Commit
+	filler  *acceptqueue.Filler      // nil: nothing waits in the source's listeners
+	queues  chan *image.AcceptQueues // takes what does
 
 	conn    net.Conn
 	signals sync.WaitGroup // the goroutine that takes forwarded signals
@@ -56,7 +59,7 @@ func (s *Shell) save() error { return s.config.Save(s.plan) }
 
 // make makes all processes with all threads of the inventory.
 func (s *Shell) make(ctx context.Context, h *Host) error {
-	s.ran = make(chan struct{})
+	s.ran, s.queues = make(chan struct{}), make(chan *image.AcceptQueues)
 	s.tracer = parasite.NewTracer()
 	s.memory = newMemory()
 	inventory := s.config.Inventory

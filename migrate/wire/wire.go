@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"strings"
 	"sync"
 
@@ -19,6 +20,7 @@ const (
 	KindState   uint8 = 2 // State, after the last round's
 	KindSignals uint8 = 3 // Signals, after COMMIT
 	KindBarrier uint8 = 4 // EncodeBarrier, after a round before the last: answered with Placed
+	KindQueues  uint8 = 5 // image.AcceptQueues, as the answer to Accepting
 )
 
 // EncodeBarrier writes the number of a round down.
@@ -47,8 +49,11 @@ const (
 	Placed   ReplyKind = "placed"   // Round: everything of it is in its place
 	Differs  ReplyKind = "differs"  // Runs: they are to be sent again, and the state after them
 	Prepared ReplyKind = "prepared" // everything is built; what is left is to thaw
-	Running  ReplyKind = "running"  // after COMMIT: the process runs
-	Failed   ReplyKind = "failed"   // Reason: the migration cannot go on here
+	// After COMMIT, before the process runs: the source's listeners are to be emptied, which
+	// cannot be undone.
+	Accepting ReplyKind = "accepting"
+	Running   ReplyKind = "running" // after COMMIT: the process runs
+	Failed    ReplyKind = "failed"  // Reason: the migration cannot go on here
 )
 
 // Reply is what a destination says.
@@ -58,6 +63,8 @@ type Reply struct {
 	Reason string    `cbor:"reason,omitempty"`
 	// Took is, of Prepared, how long ago the state was taken in, in nanoseconds.
 	Took int64 `cbor:"took,omitempty"`
+	// Addresses are, of Prepared, where the network finds the host.
+	Addresses []netip.Addr `cbor:"addresses,omitempty"`
 	// Runs are, of Differs, pages that are not as the source has them: some, if they
 	// are too many for one reply.
 	Runs []Run `cbor:"runs,omitempty"`
@@ -182,7 +189,7 @@ func ReadReply(r io.Reader) (Reply, error) {
 		return reply, fmt.Errorf("reading a reply: %w", err)
 	}
 	switch reply.Kind {
-	case Welcome, Placed, Differs, Prepared, Running, Failed:
+	case Welcome, Placed, Differs, Prepared, Accepting, Running, Failed:
 		return reply, nil
 	}
 	return reply, fmt.Errorf("reading a reply: its kind %q is unknown", reply.Kind)

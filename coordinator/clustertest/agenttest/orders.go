@@ -272,3 +272,8 @@ func (a *Agent) CheckAddress(_ context.Context, req *migratev1.CheckAddressReque
 func (a *Agent) SetAddresses(context.Context, *migratev1.SetAddressesRequest) (*migratev1.SetAddressesResponse, error) {
 	return &migratev1.SetAddressesResponse{}, a.dead()
 }
+
+// ListGuests knows of none.
+func (a *Agent) ListGuests(context.Context, *migratev1.ListGuestsRequest) (*migratev1.ListGuestsResponse, error) {
+	return &migratev1.ListGuestsResponse{}, a.dead()
+}

@@ -2411,6 +2411,308 @@ func (x *SetAddressesResponse) GetFailures() []*AddressFailure {
 	return nil
 }
 
+// Connection is named by its two ends, address:port or [address]:port.
+type Connection struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Local         string                 `protobuf:"bytes,1,opt,name=local,proto3" json:"local,omitempty"` // the end that has moved
+	Remote        string                 `protobuf:"bytes,2,opt,name=remote,proto3" json:"remote,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Connection) Reset() {
+	*x = Connection{}
+	mi := &file_migrate_v1_agent_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Connection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Connection) ProtoMessage() {}
+
+func (x *Connection) ProtoReflect() protoreflect.Message {
+	mi := &file_migrate_v1_agent_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Connection.ProtoReflect.Descriptor instead.
+func (*Connection) Descriptor() ([]byte, []int) {
+	return file_migrate_v1_agent_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Connection) GetLocal() string {
+	if x != nil {
+		return x.Local
+	}
+	return ""
+}
+
+func (x *Connection) GetRemote() string {
+	if x != nil {
+		return x.Remote
+	}
+	return ""
+}
+
+type ListGuestsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGuestsRequest) Reset() {
+	*x = ListGuestsRequest{}
+	mi := &file_migrate_v1_agent_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGuestsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGuestsRequest) ProtoMessage() {}
+
+func (x *ListGuestsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_migrate_v1_agent_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGuestsRequest.ProtoReflect.Descriptor instead.
+func (*ListGuestsRequest) Descriptor() ([]byte, []int) {
+	return file_migrate_v1_agent_proto_rawDescGZIP(), []int{35}
+}
+
+type ListGuestsResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Passed []*Passed              `protobuf:"bytes,1,rep,name=passed,proto3" json:"passed,omitempty"`
+	// Connections at other hosts' addresses that live here.
+	Guests []*Connection `protobuf:"bytes,2,rep,name=guests,proto3" json:"guests,omitempty"`
+	// All addresses of the host.
+	Addresses     []string `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGuestsResponse) Reset() {
+	*x = ListGuestsResponse{}
+	mi := &file_migrate_v1_agent_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGuestsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGuestsResponse) ProtoMessage() {}
+
+func (x *ListGuestsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_migrate_v1_agent_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGuestsResponse.ProtoReflect.Descriptor instead.
+func (*ListGuestsResponse) Descriptor() ([]byte, []int) {
+	return file_migrate_v1_agent_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ListGuestsResponse) GetPassed() []*Passed {
+	if x != nil {
+		return x.Passed
+	}
+	return nil
+}
+
+func (x *ListGuestsResponse) GetGuests() []*Connection {
+	if x != nil {
+		return x.Guests
+	}
+	return nil
+}
+
+func (x *ListGuestsResponse) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+// Passed are connections that left together.
+type Passed struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Migration   string                 `protobuf:"bytes,1,opt,name=migration,proto3" json:"migration,omitempty"`
+	Connections []*Connection          `protobuf:"bytes,2,rep,name=connections,proto3" json:"connections,omitempty"`
+	// Of the host that they are passed on to.
+	To            []string `protobuf:"bytes,3,rep,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Passed) Reset() {
+	*x = Passed{}
+	mi := &file_migrate_v1_agent_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Passed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Passed) ProtoMessage() {}
+
+func (x *Passed) ProtoReflect() protoreflect.Message {
+	mi := &file_migrate_v1_agent_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Passed.ProtoReflect.Descriptor instead.
+func (*Passed) Descriptor() ([]byte, []int) {
+	return file_migrate_v1_agent_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *Passed) GetMigration() string {
+	if x != nil {
+		return x.Migration
+	}
+	return ""
+}
+
+func (x *Passed) GetConnections() []*Connection {
+	if x != nil {
+		return x.Connections
+	}
+	return nil
+}
+
+func (x *Passed) GetTo() []string {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+type PassOnRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Connections []*Connection          `protobuf:"bytes,1,rep,name=connections,proto3" json:"connections,omitempty"`
+	// All addresses of the host that they live on; none: they have come to their end.
+	Addresses     []string `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PassOnRequest) Reset() {
+	*x = PassOnRequest{}
+	mi := &file_migrate_v1_agent_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PassOnRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PassOnRequest) ProtoMessage() {}
+
+func (x *PassOnRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_migrate_v1_agent_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PassOnRequest.ProtoReflect.Descriptor instead.
+func (*PassOnRequest) Descriptor() ([]byte, []int) {
+	return file_migrate_v1_agent_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *PassOnRequest) GetConnections() []*Connection {
+	if x != nil {
+		return x.Connections
+	}
+	return nil
+}
+
+func (x *PassOnRequest) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+type PassOnResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PassOnResponse) Reset() {
+	*x = PassOnResponse{}
+	mi := &file_migrate_v1_agent_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PassOnResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PassOnResponse) ProtoMessage() {}
+
+func (x *PassOnResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_migrate_v1_agent_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PassOnResponse.ProtoReflect.Descriptor instead.
+func (*PassOnResponse) Descriptor() ([]byte, []int) {
+	return file_migrate_v1_agent_proto_rawDescGZIP(), []int{39}
+}
+
 type AddressFailure struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Without the length of its network's prefix.
@@ -2422,7 +2724,7 @@ type AddressFailure struct {
 
 func (x *AddressFailure) Reset() {
 	*x = AddressFailure{}
-	mi := &file_migrate_v1_agent_proto_msgTypes[34]
+	mi := &file_migrate_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2434,7 +2736,7 @@ func (x *AddressFailure) String() string {
 func (*AddressFailure) ProtoMessage() {}
 
 func (x *AddressFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_migrate_v1_agent_proto_msgTypes[34]
+	mi := &file_migrate_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2447,7 +2749,7 @@ func (x *AddressFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressFailure.ProtoReflect.Descriptor instead.
 func (*AddressFailure) Descriptor() ([]byte, []int) {
-	return file_migrate_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_migrate_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *AddressFailure) GetAddress() string {
@@ -2644,7 +2946,24 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x1a\n" +
 	"\bprefixes\x18\x02 \x03(\tR\bprefixes\"V\n" +
 	"\x14SetAddressesResponse\x12>\n" +
-	"\bfailures\x18\x01 \x03(\v2\".pagurus.migrate.v1.AddressFailureR\bfailures\"B\n" +
+	"\bfailures\x18\x01 \x03(\v2\".pagurus.migrate.v1.AddressFailureR\bfailures\":\n" +
+	"\n" +
+	"Connection\x12\x14\n" +
+	"\x05local\x18\x01 \x01(\tR\x05local\x12\x16\n" +
+	"\x06remote\x18\x02 \x01(\tR\x06remote\"\x13\n" +
+	"\x11ListGuestsRequest\"\x9e\x01\n" +
+	"\x12ListGuestsResponse\x122\n" +
+	"\x06passed\x18\x01 \x03(\v2\x1a.pagurus.migrate.v1.PassedR\x06passed\x126\n" +
+	"\x06guests\x18\x02 \x03(\v2\x1e.pagurus.migrate.v1.ConnectionR\x06guests\x12\x1c\n" +
+	"\taddresses\x18\x03 \x03(\tR\taddresses\"x\n" +
+	"\x06Passed\x12\x1c\n" +
+	"\tmigration\x18\x01 \x01(\tR\tmigration\x12@\n" +
+	"\vconnections\x18\x02 \x03(\v2\x1e.pagurus.migrate.v1.ConnectionR\vconnections\x12\x0e\n" +
+	"\x02to\x18\x03 \x03(\tR\x02to\"o\n" +
+	"\rPassOnRequest\x12@\n" +
+	"\vconnections\x18\x01 \x03(\v2\x1e.pagurus.migrate.v1.ConnectionR\vconnections\x12\x1c\n" +
+	"\taddresses\x18\x02 \x03(\tR\taddresses\"\x10\n" +
+	"\x0ePassOnResponse\"B\n" +
 	"\x0eAddressFailure\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason*M\n" +
@@ -2660,7 +2979,7 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"\x11OUTCOME_NEVER_RAN\x10\x04\x12\x1c\n" +
 	"\x18OUTCOME_KILLED_AT_SOURCE\x10\x05\x12\x13\n" +
 	"\x0fOUTCOME_UNKNOWN\x10\x06\x12\x11\n" +
-	"\rOUTCOME_ENDED\x10\a2\xf6\x06\n" +
+	"\rOUTCOME_ENDED\x10\a2\xa4\b\n" +
 	"\x05Agent\x12U\n" +
 	"\bDescribe\x12#.pagurus.migrate.v1.DescribeRequest\x1a$.pagurus.migrate.v1.DescribeResponse\x12d\n" +
 	"\rListProcesses\x12(.pagurus.migrate.v1.ListProcessesRequest\x1a).pagurus.migrate.v1.ListProcessesResponse\x12R\n" +
@@ -2671,7 +2990,10 @@ const file_migrate_v1_agent_proto_rawDesc = "" +
 	"\aDispose\x12\".pagurus.migrate.v1.DisposeRequest\x1a#.pagurus.migrate.v1.DisposeResponse\x12O\n" +
 	"\x06Forget\x12!.pagurus.migrate.v1.ForgetRequest\x1a\".pagurus.migrate.v1.ForgetResponse\x12a\n" +
 	"\fCheckAddress\x12'.pagurus.migrate.v1.CheckAddressRequest\x1a(.pagurus.migrate.v1.CheckAddressResponse\x12a\n" +
-	"\fSetAddresses\x12'.pagurus.migrate.v1.SetAddressesRequest\x1a(.pagurus.migrate.v1.SetAddressesResponse2\xb5\x01\n" +
+	"\fSetAddresses\x12'.pagurus.migrate.v1.SetAddressesRequest\x1a(.pagurus.migrate.v1.SetAddressesResponse\x12[\n" +
+	"\n" +
+	"ListGuests\x12%.pagurus.migrate.v1.ListGuestsRequest\x1a&.pagurus.migrate.v1.ListGuestsResponse\x12O\n" +
+	"\x06PassOn\x12!.pagurus.migrate.v1.PassOnRequest\x1a\".pagurus.migrate.v1.PassOnResponse2\xb5\x01\n" +
 	"\vCoordinator\x12O\n" +
 	"\x06Report\x12!.pagurus.migrate.v1.ReportRequest\x1a\".pagurus.migrate.v1.ReportResponse\x12U\n" +
 	"\bDecision\x12#.pagurus.migrate.v1.DecisionRequest\x1a$.pagurus.migrate.v1.DecisionResponseB?Z=github.com/pagurus-project/pagurus/proto/migrate/v1;migratev1b\x06proto3"
@@ -2689,7 +3011,7 @@ func file_migrate_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_migrate_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_migrate_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_migrate_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_migrate_v1_agent_proto_goTypes = []any{
 	(Decision)(0),                 // 0: pagurus.migrate.v1.Decision
 	(Outcome)(0),                  // 1: pagurus.migrate.v1.Outcome
@@ -2727,13 +3049,19 @@ var file_migrate_v1_agent_proto_goTypes = []any{
 	(*CheckAddressResponse)(nil),  // 33: pagurus.migrate.v1.CheckAddressResponse
 	(*SetAddressesRequest)(nil),   // 34: pagurus.migrate.v1.SetAddressesRequest
 	(*SetAddressesResponse)(nil),  // 35: pagurus.migrate.v1.SetAddressesResponse
-	(*AddressFailure)(nil),        // 36: pagurus.migrate.v1.AddressFailure
-	nil,                           // 37: pagurus.migrate.v1.DecideResponse.PhasesMsEntry
-	nil,                           // 38: pagurus.migrate.v1.Promised.PhasesMsEntry
-	(*durationpb.Duration)(nil),   // 39: google.protobuf.Duration
+	(*Connection)(nil),            // 36: pagurus.migrate.v1.Connection
+	(*ListGuestsRequest)(nil),     // 37: pagurus.migrate.v1.ListGuestsRequest
+	(*ListGuestsResponse)(nil),    // 38: pagurus.migrate.v1.ListGuestsResponse
+	(*Passed)(nil),                // 39: pagurus.migrate.v1.Passed
+	(*PassOnRequest)(nil),         // 40: pagurus.migrate.v1.PassOnRequest
+	(*PassOnResponse)(nil),        // 41: pagurus.migrate.v1.PassOnResponse
+	(*AddressFailure)(nil),        // 42: pagurus.migrate.v1.AddressFailure
+	nil,                           // 43: pagurus.migrate.v1.DecideResponse.PhasesMsEntry
+	nil,                           // 44: pagurus.migrate.v1.Promised.PhasesMsEntry
+	(*durationpb.Duration)(nil),   // 45: google.protobuf.Duration
 }
 var file_migrate_v1_agent_proto_depIdxs = []int32{
-	39, // 0: pagurus.migrate.v1.Options.max_downtime:type_name -> google.protobuf.Duration
+	45, // 0: pagurus.migrate.v1.Options.max_downtime:type_name -> google.protobuf.Duration
 	5,  // 1: pagurus.migrate.v1.ListProcessesResponse.processes:type_name -> pagurus.migrate.v1.Process
 	2,  // 2: pagurus.migrate.v1.InspectRequest.ref:type_name -> pagurus.migrate.v1.Ref
 	4,  // 3: pagurus.migrate.v1.InspectRequest.options:type_name -> pagurus.migrate.v1.Options
@@ -2749,12 +3077,12 @@ var file_migrate_v1_agent_proto_depIdxs = []int32{
 	2,  // 13: pagurus.migrate.v1.DecideRequest.ref:type_name -> pagurus.migrate.v1.Ref
 	0,  // 14: pagurus.migrate.v1.DecideRequest.decision:type_name -> pagurus.migrate.v1.Decision
 	1,  // 15: pagurus.migrate.v1.DecideResponse.outcome:type_name -> pagurus.migrate.v1.Outcome
-	37, // 16: pagurus.migrate.v1.DecideResponse.phases_ms:type_name -> pagurus.migrate.v1.DecideResponse.PhasesMsEntry
+	43, // 16: pagurus.migrate.v1.DecideResponse.phases_ms:type_name -> pagurus.migrate.v1.DecideResponse.PhasesMsEntry
 	2,  // 17: pagurus.migrate.v1.DisposeRequest.ref:type_name -> pagurus.migrate.v1.Ref
 	2,  // 18: pagurus.migrate.v1.ForgetRequest.ref:type_name -> pagurus.migrate.v1.Ref
 	22, // 19: pagurus.migrate.v1.Progress.rounds:type_name -> pagurus.migrate.v1.Round
 	22, // 20: pagurus.migrate.v1.Promised.rounds:type_name -> pagurus.migrate.v1.Round
-	38, // 21: pagurus.migrate.v1.Promised.phases_ms:type_name -> pagurus.migrate.v1.Promised.PhasesMsEntry
+	44, // 21: pagurus.migrate.v1.Promised.phases_ms:type_name -> pagurus.migrate.v1.Promised.PhasesMsEntry
 	3,  // 22: pagurus.migrate.v1.Ended.blockers:type_name -> pagurus.migrate.v1.Finding
 	26, // 23: pagurus.migrate.v1.Ended.measured:type_name -> pagurus.migrate.v1.Promised
 	1,  // 24: pagurus.migrate.v1.Ended.outcome:type_name -> pagurus.migrate.v1.Outcome
@@ -2767,36 +3095,44 @@ var file_migrate_v1_agent_proto_depIdxs = []int32{
 	0,  // 31: pagurus.migrate.v1.ReportResponse.decision:type_name -> pagurus.migrate.v1.Decision
 	2,  // 32: pagurus.migrate.v1.DecisionRequest.ref:type_name -> pagurus.migrate.v1.Ref
 	0,  // 33: pagurus.migrate.v1.DecisionResponse.decision:type_name -> pagurus.migrate.v1.Decision
-	36, // 34: pagurus.migrate.v1.SetAddressesResponse.failures:type_name -> pagurus.migrate.v1.AddressFailure
-	6,  // 35: pagurus.migrate.v1.Agent.Describe:input_type -> pagurus.migrate.v1.DescribeRequest
-	8,  // 36: pagurus.migrate.v1.Agent.ListProcesses:input_type -> pagurus.migrate.v1.ListProcessesRequest
-	10, // 37: pagurus.migrate.v1.Agent.Inspect:input_type -> pagurus.migrate.v1.InspectRequest
-	12, // 38: pagurus.migrate.v1.Agent.Reserve:input_type -> pagurus.migrate.v1.ReserveRequest
-	14, // 39: pagurus.migrate.v1.Agent.Start:input_type -> pagurus.migrate.v1.StartRequest
-	16, // 40: pagurus.migrate.v1.Agent.Decide:input_type -> pagurus.migrate.v1.DecideRequest
-	18, // 41: pagurus.migrate.v1.Agent.Dispose:input_type -> pagurus.migrate.v1.DisposeRequest
-	20, // 42: pagurus.migrate.v1.Agent.Forget:input_type -> pagurus.migrate.v1.ForgetRequest
-	32, // 43: pagurus.migrate.v1.Agent.CheckAddress:input_type -> pagurus.migrate.v1.CheckAddressRequest
-	34, // 44: pagurus.migrate.v1.Agent.SetAddresses:input_type -> pagurus.migrate.v1.SetAddressesRequest
-	28, // 45: pagurus.migrate.v1.Coordinator.Report:input_type -> pagurus.migrate.v1.ReportRequest
-	30, // 46: pagurus.migrate.v1.Coordinator.Decision:input_type -> pagurus.migrate.v1.DecisionRequest
-	7,  // 47: pagurus.migrate.v1.Agent.Describe:output_type -> pagurus.migrate.v1.DescribeResponse
-	9,  // 48: pagurus.migrate.v1.Agent.ListProcesses:output_type -> pagurus.migrate.v1.ListProcessesResponse
-	11, // 49: pagurus.migrate.v1.Agent.Inspect:output_type -> pagurus.migrate.v1.InspectResponse
-	13, // 50: pagurus.migrate.v1.Agent.Reserve:output_type -> pagurus.migrate.v1.ReserveResponse
-	15, // 51: pagurus.migrate.v1.Agent.Start:output_type -> pagurus.migrate.v1.StartResponse
-	17, // 52: pagurus.migrate.v1.Agent.Decide:output_type -> pagurus.migrate.v1.DecideResponse
-	19, // 53: pagurus.migrate.v1.Agent.Dispose:output_type -> pagurus.migrate.v1.DisposeResponse
-	21, // 54: pagurus.migrate.v1.Agent.Forget:output_type -> pagurus.migrate.v1.ForgetResponse
-	33, // 55: pagurus.migrate.v1.Agent.CheckAddress:output_type -> pagurus.migrate.v1.CheckAddressResponse
-	35, // 56: pagurus.migrate.v1.Agent.SetAddresses:output_type -> pagurus.migrate.v1.SetAddressesResponse
-	29, // 57: pagurus.migrate.v1.Coordinator.Report:output_type -> pagurus.migrate.v1.ReportResponse
-	31, // 58: pagurus.migrate.v1.Coordinator.Decision:output_type -> pagurus.migrate.v1.DecisionResponse
-	47, // [47:59] is the sub-list for method output_type
-	35, // [35:47] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	42, // 34: pagurus.migrate.v1.SetAddressesResponse.failures:type_name -> pagurus.migrate.v1.AddressFailure
+	39, // 35: pagurus.migrate.v1.ListGuestsResponse.passed:type_name -> pagurus.migrate.v1.Passed
+	36, // 36: pagurus.migrate.v1.ListGuestsResponse.guests:type_name -> pagurus.migrate.v1.Connection
+	36, // 37: pagurus.migrate.v1.Passed.connections:type_name -> pagurus.migrate.v1.Connection
+	36, // 38: pagurus.migrate.v1.PassOnRequest.connections:type_name -> pagurus.migrate.v1.Connection
+	6,  // 39: pagurus.migrate.v1.Agent.Describe:input_type -> pagurus.migrate.v1.DescribeRequest
+	8,  // 40: pagurus.migrate.v1.Agent.ListProcesses:input_type -> pagurus.migrate.v1.ListProcessesRequest
+	10, // 41: pagurus.migrate.v1.Agent.Inspect:input_type -> pagurus.migrate.v1.InspectRequest
+	12, // 42: pagurus.migrate.v1.Agent.Reserve:input_type -> pagurus.migrate.v1.ReserveRequest
+	14, // 43: pagurus.migrate.v1.Agent.Start:input_type -> pagurus.migrate.v1.StartRequest
+	16, // 44: pagurus.migrate.v1.Agent.Decide:input_type -> pagurus.migrate.v1.DecideRequest
+	18, // 45: pagurus.migrate.v1.Agent.Dispose:input_type -> pagurus.migrate.v1.DisposeRequest
+	20, // 46: pagurus.migrate.v1.Agent.Forget:input_type -> pagurus.migrate.v1.ForgetRequest
+	32, // 47: pagurus.migrate.v1.Agent.CheckAddress:input_type -> pagurus.migrate.v1.CheckAddressRequest
+	34, // 48: pagurus.migrate.v1.Agent.SetAddresses:input_type -> pagurus.migrate.v1.SetAddressesRequest
+	37, // 49: pagurus.migrate.v1.Agent.ListGuests:input_type -> pagurus.migrate.v1.ListGuestsRequest
+	40, // 50: pagurus.migrate.v1.Agent.PassOn:input_type -> pagurus.migrate.v1.PassOnRequest
+	28, // 51: pagurus.migrate.v1.Coordinator.Report:input_type -> pagurus.migrate.v1.ReportRequest
+	30, // 52: pagurus.migrate.v1.Coordinator.Decision:input_type -> pagurus.migrate.v1.DecisionRequest
+	7,  // 53: pagurus.migrate.v1.Agent.Describe:output_type -> pagurus.migrate.v1.DescribeResponse
+	9,  // 54: pagurus.migrate.v1.Agent.ListProcesses:output_type -> pagurus.migrate.v1.ListProcessesResponse
+	11, // 55: pagurus.migrate.v1.Agent.Inspect:output_type -> pagurus.migrate.v1.InspectResponse
+	13, // 56: pagurus.migrate.v1.Agent.Reserve:output_type -> pagurus.migrate.v1.ReserveResponse
+	15, // 57: pagurus.migrate.v1.Agent.Start:output_type -> pagurus.migrate.v1.StartResponse
+	17, // 58: pagurus.migrate.v1.Agent.Decide:output_type -> pagurus.migrate.v1.DecideResponse
+	19, // 59: pagurus.migrate.v1.Agent.Dispose:output_type -> pagurus.migrate.v1.DisposeResponse
+	21, // 60: pagurus.migrate.v1.Agent.Forget:output_type -> pagurus.migrate.v1.ForgetResponse
+	33, // 61: pagurus.migrate.v1.Agent.CheckAddress:output_type -> pagurus.migrate.v1.CheckAddressResponse
+	35, // 62: pagurus.migrate.v1.Agent.SetAddresses:output_type -> pagurus.migrate.v1.SetAddressesResponse
+	38, // 63: pagurus.migrate.v1.Agent.ListGuests:output_type -> pagurus.migrate.v1.ListGuestsResponse
+	41, // 64: pagurus.migrate.v1.Agent.PassOn:output_type -> pagurus.migrate.v1.PassOnResponse
+	29, // 65: pagurus.migrate.v1.Coordinator.Report:output_type -> pagurus.migrate.v1.ReportResponse
+	31, // 66: pagurus.migrate.v1.Coordinator.Decision:output_type -> pagurus.migrate.v1.DecisionResponse
+	53, // [53:67] is the sub-list for method output_type
+	39, // [39:53] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_migrate_v1_agent_proto_init() }
@@ -2817,7 +3153,7 @@ func file_migrate_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_migrate_v1_agent_proto_rawDesc), len(file_migrate_v1_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   37,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -32,6 +32,8 @@ const (
 	Agent_Forget_FullMethodName        = "/pagurus.migrate.v1.Agent/Forget"
 	Agent_CheckAddress_FullMethodName  = "/pagurus.migrate.v1.Agent/CheckAddress"
 	Agent_SetAddresses_FullMethodName  = "/pagurus.migrate.v1.Agent/SetAddresses"
+	Agent_ListGuests_FullMethodName    = "/pagurus.migrate.v1.Agent/ListGuests"
+	Agent_PassOn_FullMethodName        = "/pagurus.migrate.v1.Agent/PassOn"
 )
 
 // AgentClient is the client API for Agent service.
@@ -73,6 +75,12 @@ type AgentClient interface {
 	// did not have are put on and announced, others that it had are taken off.
 	// A list older than what it has seen is refused with FAILED_PRECONDITION.
 	SetAddresses(ctx context.Context, in *SetAddressesRequest, opts ...grpc.CallOption) (*SetAddressesResponse, error)
+	// ListGuests tells which TCP connections the host passes on, as they are at an
+	// address that it has and live on another host, and which of others it has.
+	ListGuests(ctx context.Context, in *ListGuestsRequest, opts ...grpc.CallOption) (*ListGuestsResponse, error)
+	// PassOn tells the host where connections live by now that it passes on. It does
+	// nothing about others.
+	PassOn(ctx context.Context, in *PassOnRequest, opts ...grpc.CallOption) (*PassOnResponse, error)
 }
 
 type agentClient struct {
@@ -183,6 +191,26 @@ func (c *agentClient) SetAddresses(ctx context.Context, in *SetAddressesRequest,
 	return out, nil
 }
 
+func (c *agentClient) ListGuests(ctx context.Context, in *ListGuestsRequest, opts ...grpc.CallOption) (*ListGuestsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListGuestsResponse)
+	err := c.cc.Invoke(ctx, Agent_ListGuests_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *agentClient) PassOn(ctx context.Context, in *PassOnRequest, opts ...grpc.CallOption) (*PassOnResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PassOnResponse)
+	err := c.cc.Invoke(ctx, Agent_PassOn_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AgentServer is the server API for Agent service.
 // All implementations must embed UnimplementedAgentServer
 // for forward compatibility.
@@ -222,6 +250,12 @@ type AgentServer interface {
 	// did not have are put on and announced, others that it had are taken off.
 	// A list older than what it has seen is refused with FAILED_PRECONDITION.
 	SetAddresses(context.Context, *SetAddressesRequest) (*SetAddressesResponse, error)
+	// ListGuests tells which TCP connections the host passes on, as they are at an
+	// address that it has and live on another host, and which of others it has.
+	ListGuests(context.Context, *ListGuestsRequest) (*ListGuestsResponse, error)
+	// PassOn tells the host where connections live by now that it passes on. It does
+	// nothing about others.
+	PassOn(context.Context, *PassOnRequest) (*PassOnResponse, error)
 	mustEmbedUnimplementedAgentServer()
 }
 
@@ -261,6 +295,12 @@ func (UnimplementedAgentServer) CheckAddress(context.Context, *CheckAddressReque
 }
 func (UnimplementedAgentServer) SetAddresses(context.Context, *SetAddressesRequest) (*SetAddressesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetAddresses not implemented")
+}
+func (UnimplementedAgentServer) ListGuests(context.Context, *ListGuestsRequest) (*ListGuestsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListGuests not implemented")
+}
+func (UnimplementedAgentServer) PassOn(context.Context, *PassOnRequest) (*PassOnResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PassOn not implemented")
 }
 func (UnimplementedAgentServer) mustEmbedUnimplementedAgentServer() {}
 func (UnimplementedAgentServer) testEmbeddedByValue()               {}
@@ -463,6 +503,42 @@ func _Agent_SetAddresses_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Agent_ListGuests_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListGuestsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).ListGuests(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_ListGuests_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).ListGuests(ctx, req.(*ListGuestsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Agent_PassOn_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PassOnRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).PassOn(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_PassOn_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).PassOn(ctx, req.(*PassOnRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Agent_ServiceDesc is the grpc.ServiceDesc for Agent service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -509,6 +585,14 @@ var Agent_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SetAddresses",
 			Handler:    _Agent_SetAddresses_Handler,
+		},
+		{
+			MethodName: "ListGuests",
+			Handler:    _Agent_ListGuests_Handler,
+		},
+		{
+			MethodName: "PassOn",
+			Handler:    _Agent_PassOn_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
