@@ -50,7 +50,7 @@ var layers = []layer{
 	{"migrate/wire", []string{"migrate/image"}},
 	{"migrate/procfs", []string{"migrate/image"}},
 	{"migrate/dirty", []string{"migrate/image", "migrate/procfs", "pageserver"}},
-	{"migrate/resource", []string{"migrate", "migrate/image", "migrate/procfs", "migrate/unixsock", "parasite", "tcprepair", "tcprepair/acceptqueue", "tcprepair/forward", "tcprepair/inet", "tcprepair/udp"}},
+	{"migrate/resource", []string{"migrate", "migrate/image", "migrate/procfs", "migrate/unixsock", "parasite", "tcprepair", "tcprepair/acceptqueue", "tcprepair/forward", "tcprepair/hold", "tcprepair/inet", "tcprepair/udp"}},
 	{"migrate/source", engine},
 	{"migrate/target", engine},
 

@@ -174,7 +174,7 @@ func (s sourceEngine) Sweep(leaving []json.RawMessage, arriving []string) error 
 		if err != nil {
 			return err
 		}
-		keep = append(keep, p.Hold)
+		keep = append(keep, p.Hold, p.StayingHold)
 	}
 	names, err := hold.Names()
 	if err != nil {

@@ -146,7 +146,7 @@ func (f fakeGuests) Here() ([]Connection, error) {
 	return slices.Clone(f.machine.guests), nil
 }
 
-func (f fakeGuests) Addresses() ([]netip.Addr, error) {
+func (f fakeGuests) Addresses(netip.Addr) ([]netip.Addr, error) {
 	return []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}, nil
 }
 

@@ -26,8 +26,8 @@ type Guests interface {
 	PassedOn() ([]PassedOn, error)
 	// Here are connections at other hosts' addresses.
 	Here() ([]Connection, error)
-	// Addresses are this host's own.
-	Addresses() ([]netip.Addr, error)
+	// Addresses are this host's own, the best one first.
+	Addresses(best netip.Addr) ([]netip.Addr, error)
 	// PassOn leads connections that are passed on to the host with these addresses; with none
 	// it ends that. It may be repeated.
 	PassOn(connections []Connection, to []netip.Addr) error
@@ -44,7 +44,7 @@ func (o orders) ListGuests(context.Context, *migratev1.ListGuestsRequest) (*migr
 	if err != nil {
 		return nil, status.Error(codes.Unavailable, err.Error())
 	}
-	own, err := guests.Addresses()
+	own, err := guests.Addresses(o.agent.config.Advertise.Unmap())
 	if err != nil {
 		return nil, status.Error(codes.Unavailable, err.Error())
 	}
@@ -80,7 +80,11 @@ func (o orders) PassOn(_ context.Context, req *migratev1.PassOnRequest) (*migrat
 	if err := o.agent.config.Guests.PassOn(connections, to); err != nil {
 		return nil, status.Error(codes.Unavailable, err.Error())
 	}
-	o.agent.logger.Info("connections live elsewhere by now, or have ended", "connections", len(connections), "to", req.GetAddresses())
+	if len(to) == 0 {
+		o.agent.logger.Info("connections have ended, or are passed on by others", "connections", len(connections))
+	} else {
+		o.agent.logger.Info("connections are passed on to another host", "connections", len(connections), keyAddress, to[0].String())
+	}
 	return &migratev1.PassOnResponse{}, nil
 }
 

@@ -1,13 +1,10 @@
 package agent
 
 import (
-	"errors"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/pagurus-project/pagurus/migrate/resource"
-	"github.com/pagurus-project/pagurus/migrate/source"
 	"github.com/pagurus-project/pagurus/tcprepair/forward"
 )
 
@@ -15,10 +12,6 @@ import (
 func HostGuests() Guests { return hostGuests{} }
 
 type hostGuests struct{}
-
-// apart separates the name of a migration from what tells those of its connections that live
-// elsewhere than the others.
-const apart = "."
 
 func (hostGuests) PassedOn() ([]PassedOn, error) {
 	list, err := forward.List()
@@ -28,7 +21,7 @@ func (hostGuests) PassedOn() ([]PassedOn, error) {
 	var all []PassedOn
 	for _, f := range list {
 		p := PassedOn{To: addressesOf(f.To)}
-		p.Migration, _, _ = strings.Cut(f.Name, apart)
+		p.Migration = resource.MigrationOf(f)
 		for _, flow := range f.Flows {
 			p.Connections = append(p.Connections, Connection(flow))
 		}
@@ -58,48 +51,14 @@ func (hostGuests) Here() ([]Connection, error) {
 	return all, nil
 }
 
-func (hostGuests) Addresses() ([]netip.Addr, error) { return resource.HostAddresses() }
-
-func (hostGuests) PassOn(connections []Connection, to []netip.Addr) error {
-	moved := make(map[forward.Flow]bool)
-	for _, c := range connections {
-		moved[forward.Flow(c)] = true
-	}
-	list, err := forward.List()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, f := range list {
-		these := slices.DeleteFunc(slices.Clone(f.Flows), func(f forward.Flow) bool { return !moved[f] })
-		switch {
-		case len(these) == 0:
-		case len(to) == 0:
-			errs = append(errs, forward.Drop(f.Name, these))
-		default:
-			errs = append(errs, redirect(f, these, to))
-		}
-	}
-	return errors.Join(errs...)
+func (hostGuests) Addresses(best netip.Addr) ([]netip.Addr, error) {
+	return resource.HostAddresses(best)
 }
 
-// redirect leads some of what is passed on to another host.
-func redirect(f forward.Forward, these []forward.Flow, to []netip.Addr) error {
-	next, err := forward.Reach(to)
-	if err != nil {
-		return err
+func (hostGuests) PassOn(connections []Connection, to []netip.Addr) error {
+	var flows []forward.Flow
+	for _, c := range connections {
+		flows = append(flows, forward.Flow(c))
 	}
-	was := f.Name
-	if len(these) < len(f.Flows) {
-		migration, _, _ := strings.Cut(f.Name, apart)
-		f.Name = migration + apart + strings.ReplaceAll(to[0].String(), ":", "-")
-	}
-	f.Flows, f.To = these, next
-	if f.Devices, err = source.Devices(); err != nil {
-		return err
-	}
-	if err := forward.Set(f); err != nil || f.Name == was {
-		return err
-	}
-	return forward.Drop(was, these)
+	return resource.PassOn(flows, to)
 }

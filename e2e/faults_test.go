@@ -161,6 +161,12 @@ func TestKillsAtRandom(t *testing.T) {
 // newFault starts a program, of which a migration will be held at a point.
 func newFault(t *testing.T, held, point string) *fault {
 	t.Helper()
+	return newFaultAt(t, held, point, netip.AddrPortFrom(alongFault.Addr(), 7351).String())
+}
+
+// newFaultAt has it listen at more than the service address.
+func newFaultAt(t *testing.T, held, point, listen string) *fault {
+	t.Helper()
 	ctx := limit(t, 90*time.Second)
 	for _, h := range bed.Lab.Hosts() {
 		agentAnswers(ctx, t, h.Name()) // after the case before this one
@@ -176,7 +182,7 @@ func newFault(t *testing.T, held, point string) *fault {
 		}
 		t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	}
-	f.process = start(ctx, t, "host-a", "$BIN/workload", "memory", "-size", "64MiB", "-threads", "3", "-echo", at.String(), "-unix", f.unix, "-datagrams", at.String(), "-ask", "$ASK")
+	f.process = start(ctx, t, "host-a", "$BIN/workload", "memory", "-size", "64MiB", "-threads", "3", "-echo", listen, "-unix", f.unix, "-datagrams", at.String(), "-ask", "$ASK")
 	f.clients = dialAll(ctx, t, at, 3)
 	if held != "" {
 		f.held, f.hold = host(t, held).Daemon("agent"), filepath.Join(f.root(held), "run/pagurus/hold")

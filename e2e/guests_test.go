@@ -3,6 +3,8 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -32,6 +34,30 @@ func awaitPassed(ctx context.Context, t *testing.T, id string, want ...migrate.P
 	}
 }
 
+// dialHalf connects from the outside world; the server sends no more then, and reads on.
+func dialHalf(t *testing.T, at netip.AddrPort) net.Conn {
+	t.Helper()
+	var conn net.Conn
+	err := within(t, "client", func() (err error) {
+		conn, err = net.DialTimeout("tcp", at.String(), 5*time.Second)
+		return err
+	})
+	if err == nil {
+		_, err = io.WriteString(conn, "enough\n")
+	}
+	if err == nil {
+		var got []byte
+		if got, err = io.ReadAll(conn); err == nil && string(got) != "enough 1\n" {
+			err = fmt.Errorf("the server says %q", got)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
 // TestGuests: connections at a host's own address go on wherever their server moves, and
 // nobody else's at that address are touched.
 func TestGuests(t *testing.T) {
@@ -46,6 +72,7 @@ func TestGuests(t *testing.T) {
 			at := netip.AddrPortFrom(home, 7391)
 			server := start(ctx, t, "host-a", "$BIN/workload", "memory", "-size", "16MiB", "-echo", ":7391", "-ask", "$ASK")
 			clients := dialAll(ctx, t, at, many)
+			half := dialHalf(t, at)
 			wire := newTap(t, at)
 			var first string
 			sentAgain := make([]int, many)
@@ -77,9 +104,9 @@ func TestGuests(t *testing.T) {
 					switch to {
 					case "host-b":
 						first = r.ID
-						awaitPassed(ctx, t, first, migrate.PassedOn{Host: "host-a", To: "host-b", Connections: many})
+						awaitPassed(ctx, t, first, migrate.PassedOn{Host: "host-a", To: "host-b", Connections: many + 1})
 					case "host-c":
-						awaitPassed(ctx, t, first, migrate.PassedOn{Host: "host-a", To: "host-c", Connections: many})
+						awaitPassed(ctx, t, first, migrate.PassedOn{Host: "host-a", To: "host-c", Connections: many + 1})
 						awaitPassed(ctx, t, r.ID)
 					case "host-a":
 						awaitPassed(ctx, t, first)
@@ -87,6 +114,15 @@ func TestGuests(t *testing.T) {
 					}
 					mustServe(t, clients, func() { <-time.After(100 * time.Millisecond) })
 				}
+			}
+			for range 2 { // a reset would come after the first
+				if _, err := io.WriteString(half, "nobody answers\n"); err != nil {
+					t.Error(err)
+				}
+				<-time.After(100 * time.Millisecond)
+			}
+			if err := half.Close(); err != nil {
+				t.Error(err)
 			}
 			// Others are served at the same port of that address meanwhile, and the agents need not
 			// be there.
@@ -128,6 +164,34 @@ func TestGuests(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestGuestsKilled kills agents in moves of a program with connections at a service address and at
+// its host's own: both go on.
+func TestGuestsKilled(t *testing.T) {
+	for _, instant := range instants {
+		if instant.source != "promised" { // before that, nothing differs
+			continue
+		}
+		for i, victim := range []string{source, destination} {
+			t.Run(instant.point+" "+victim, func(t *testing.T) {
+				f := newFaultAt(t, instant.held, instant.point, ":7351")
+				clients := dialAll(f.ctx, t, netip.AddrPortFrom(host(t, "host-a").Address(), 7351), 3)
+				f.begin()
+				mustServe(t, slices.Concat(clients, f.clients), func() {
+					f.await("the migration to be held", f.isHeld)
+					f.mustBe(instant)
+					back := f.kill(victim)
+					f.letGo()
+					f.await("the "+victim+" to be back", back)
+					f.judge([]migrate.State{instant.outcomes[i]})
+				})
+				if err := slices.Concat(clients, f.clients).End(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -59,7 +60,7 @@ type place struct {
 
 // A view is what a host has said.
 type view struct {
-	addresses map[string]bool
+	addresses []string // the one first at which it is found
 	guests    map[connection]bool
 	passes    map[connection][]string // to the host with these addresses
 	groups    []*migratev1.Passed
@@ -102,13 +103,13 @@ func (k *Keeper) note(passed map[string][]migrate.PassedOn) {
 
 // look asks all hosts once, and tells those that pass on what lives elsewhere by now.
 func (k *Keeper) look(ctx context.Context) {
-	views := k.ask(ctx)
+	views, all := k.ask(ctx)
 	k.note(passedOn(views))
-	for host, orders := range k.judge(views) {
+	for host, orders := range k.judge(views, all) {
 		for to, connections := range orders {
 			req := &migratev1.PassOnRequest{Connections: connections}
 			if to != "" {
-				req.Addresses = slices.Sorted(maps.Keys(views[to].addresses))
+				req.Addresses = views[to].addresses
 			}
 			if err := k.tell(ctx, host, req); err != nil && ctx.Err() == nil {
 				k.logger.Warn("telling a host where connections live", "host", host, "to", to, logline.KeyError, err)
@@ -117,15 +118,17 @@ func (k *Keeper) look(ctx context.Context) {
 	}
 }
 
-// ask returns what those hosts say that answer.
-func (k *Keeper) ask(ctx context.Context) map[string]view {
+// ask returns what those hosts say that answer, and whether all have.
+func (k *Keeper) ask(ctx context.Context) (views map[string]view, all bool) {
 	var mu sync.Mutex
 	var asking sync.WaitGroup
-	views := make(map[string]view)
+	views = make(map[string]view)
+	asked := 0
 	for _, m := range k.members() {
 		if m.Role != trust.RoleAgent || m.Status != member.Alive {
 			continue
 		}
+		asked++
 		asking.Go(func() {
 			agent, err := k.agents.Agent(m.Name)
 			if err != nil {
@@ -143,14 +146,11 @@ func (k *Keeper) ask(ctx context.Context) map[string]view {
 		})
 	}
 	asking.Wait()
-	return views
+	return views, len(views) == asked
 }
 
 func viewOf(resp *migratev1.ListGuestsResponse) view {
-	v := view{addresses: map[string]bool{}, guests: map[connection]bool{}, passes: map[connection][]string{}, groups: resp.GetPassed()}
-	for _, a := range resp.GetAddresses() {
-		v.addresses[a] = true
-	}
+	v := view{addresses: resp.GetAddresses(), guests: map[connection]bool{}, passes: map[connection][]string{}, groups: resp.GetPassed()}
 	for _, c := range resp.GetGuests() {
 		v.guests[connection{c.GetLocal(), c.GetRemote()}] = true
 	}
@@ -176,7 +176,7 @@ func (k *Keeper) tell(ctx context.Context, host string, req *migratev1.PassOnReq
 // owner is the host that has one of the addresses, if it has answered.
 func owner(views map[string]view, addresses ...string) string {
 	for _, host := range slices.Sorted(maps.Keys(views)) {
-		if slices.ContainsFunc(addresses, func(a string) bool { return views[host].addresses[a] }) {
+		if slices.ContainsFunc(addresses, func(a string) bool { return slices.Contains(views[host].addresses, a) }) {
 			return host
 		}
 	}
@@ -204,12 +204,16 @@ func passedOn(views map[string]view) map[string][]migrate.PassedOn {
 
 // judge says which host is to pass which connections on to which other one instead; to none
 // those that have come to their end, or that nobody sends there any more.
-func (k *Keeper) judge(views map[string]view) map[string]map[string][]*migratev1.Connection {
+func (k *Keeper) judge(views map[string]view, all bool) map[string]map[string][]*migratev1.Connection {
 	orders := make(map[string]map[string][]*migratev1.Connection)
 	missed := make(map[place]int)
 	for host, v := range views {
 		for c, addresses := range v.passes {
 			to, end := k.next(views, missed, place{host, c}, owner(views, addresses...))
+			if !all && to == "" && missed[place{host, c}] > 0 { // it may live on a host that does not answer
+				delete(missed, place{host, c})
+				end = false
+			}
 			if to == "" && !end {
 				continue
 			}
@@ -227,15 +231,18 @@ func (k *Keeper) judge(views map[string]view) map[string]map[string][]*migratev1
 // to instead, or that it is to end that.
 func (k *Keeper) next(views map[string]view, missed map[place]int, at place, now string) (to string, end bool) {
 	home := owner(views, hostOf(at.local))
-	lives := ""
+	var claims []string
 	for host, v := range views {
 		if v.guests[at.connection] && len(v.passes[at.connection]) == 0 { // else it was a guest there
-			lives = host
+			claims = append(claims, host)
 		}
 	}
+	lives := strings.Join(claims, "")
 	switch {
 	case home == "":
 		return "", false // nobody knows whom it passes on to
+	case len(claims) > 1:
+		return "", false // it is just moving
 	case lives != "" && at.host == home:
 		if lives == now {
 			return "", false

@@ -159,6 +159,25 @@ func TestMovedOn(t *testing.T) {
 	})
 }
 
+// What may live on a host that says nothing has not ended, and of two that claim it none is believed.
+func TestUnclear(t *testing.T) {
+	const one = "10.0.0.9:1"
+	leading(t, func(all hosts, _ *guests.Keeper) {
+		a, b, c := all["host-a"], all["host-b"], all["host-c"]
+		a.set(func() { a.passes[one] = b.address })
+		c.set(func() { c.down, c.guests = true, []string{one} })
+		<-time.After(long)
+		mustPass(t, a, map[string]string{one: b.address})
+		b.set(func() { b.guests = []string{one} })
+		c.set(func() { c.down = false })
+		<-time.After(long)
+		mustPass(t, a, map[string]string{one: b.address})
+		b.set(func() { b.guests = nil })
+		<-time.After(long)
+		mustPass(t, a, map[string]string{one: c.address})
+	})
+}
+
 // What nobody knows is left as it is.
 func TestWithoutAnAnswer(t *testing.T) {
 	const one = "10.0.0.9:1"

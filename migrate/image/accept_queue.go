@@ -9,6 +9,7 @@ import (
 // AcceptQueues are connections that nobody has accepted when the process left.
 type AcceptQueues struct {
 	Queues []AcceptQueue `cbor:"queues"`
+	Lost   []string      `cbor:"lost,omitempty"` // why, of those that could not be taken along
 }
 
 // An AcceptQueue is what waits in one listener, in order.

@@ -96,7 +96,7 @@ func DumpConnections(m *image.Image) error {
 			if err != nil {
 				return fmt.Errorf("reading the TCP connection of %v and %v: %w", f.TCP.Local, f.TCP.Remote, err)
 			}
-			if stays(m, f) && !isOwn(here, s.Local.Addr()) {
+			if stays(m, f) && !here.has(s.Local.Addr()) {
 				hideTransparency(s)
 			}
 			f.TCP = s
@@ -114,9 +114,6 @@ func (r *TreeRestore) restoreConnections() error {
 	}
 	var err error
 	if r.restorer, err = tcprepair.NewRestorer(); err != nil {
-		return err
-	}
-	if r.own, err = ownAddresses(); err != nil {
 		return err
 	}
 	r.connections = make(map[*image.File]int)
@@ -138,7 +135,8 @@ func (r *TreeRestore) restoreConnections() error {
 }
 
 func (r *TreeRestore) restoreTCP(f *image.File) (int, error) {
-	early := comesAlong(r.Image, f) || stays(r.Image, f) && !isOwn(r.own, f.TCP.Local.Addr())
+	// One that comes home is still passed on from here, its own segments too.
+	early := comesAlong(r.Image, f) || stays(r.Image, f) && !f.TCP.Local.Addr().Unmap().IsLoopback()
 	fd, err := r.restorer.Restore(f.TCP, early)
 	if err != nil {
 		return 0, err

@@ -75,32 +75,36 @@ func Connects(pids []int, along []netip.Prefix) (bool, error) {
 	return false, nil
 }
 
-// ownAddresses are those of this host.
-func ownAddresses() (map[netip.Addr]bool, error) {
+// ownAddresses are those of this host; of each, whether others of its network have addresses
+// like it: service addresses have networks of their own.
+func ownAddresses() (hostAddresses, error) {
 	list, err := net.InterfaceAddrs()
 	if err != nil {
 		return nil, fmt.Errorf("listing this host's addresses: %w", err)
 	}
-	all := make(map[netip.Addr]bool)
+	all := make(hostAddresses)
 	for _, a := range list {
 		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			all[p.Addr().Unmap()] = true
+			all[p.Addr().Unmap()] = !p.IsSingleIP()
 		}
 	}
 	return all, nil
 }
 
-// isOwn reports an address at which this host takes what comes.
-func isOwn(own map[netip.Addr]bool, a netip.Addr) bool {
+type hostAddresses map[netip.Addr]bool
+
+// has reports an address at which this host takes what comes.
+func (h hostAddresses) has(a netip.Addr) bool {
 	a = a.Unmap().WithZone("")
-	return own[a] || a.IsLoopback()
+	_, ok := h[a]
+	return ok || a.IsLoopback()
 }
 
 // checkStaying looks for connections at addresses that do not go along which cannot be passed on.
 func (d *TreeDump) checkStaying() error {
 	flows := make(map[forward.Flow]bool)
 	eachConnection(d.image, func(_, _ int, f *image.File) { flows[flowOf(f.TCP)] = true })
-	var own map[netip.Addr]bool
+	var own hostAddresses
 	var guests map[forward.Flow]bool
 	var err error
 	eachConnection(d.image, func(pid, fd int, f *image.File) {
@@ -118,10 +122,15 @@ func (d *TreeDump) checkStaying() error {
 			}
 			guests = setOf(slices.Concat(slices.Collect(maps.Values(all))...))
 		}
-		what := ""
-		switch home := isOwn(own, s.Local.Addr()); {
-		case home && isOwn(own, s.Remote.Addr()):
+		what, local := "", s.Local.Addr().Unmap().WithZone("")
+		shared, home := own[local]
+		switch home = home || local.IsLoopback(); {
+		case local.IsLinkLocalUnicast():
+			what = "at an address that means something on its link alone"
+		case home && own.has(s.Remote.Addr()), guests[reversed(flowOf(s))]:
 			what = "whose other end is on this host, and does not go along"
+		case home && !shared && !local.IsLoopback():
+			what = "at a service address that does not go along"
 		case !home && !guests[flowOf(s)]:
 			what = "which is at another host's address"
 		default:
@@ -153,15 +162,28 @@ func (c *Check) CheckHomes() {
 		return
 	}
 	own, err := ownAddresses()
+	var passed map[forward.Flow]bool
+	if err == nil {
+		passed, err = passedOn()
+	}
 	checked := make(map[netip.Addr]bool)
 	for _, f := range flows {
 		home := f.Local.Addr()
-		if checked[home] || err == nil && isOwn(own, home) {
-			continue
+		if checked[home] || err == nil && own.has(home) && passed[f] {
+			continue // it comes home
 		}
 		checked[home] = true
-		if err == nil {
+		switch {
+		case err != nil:
+		case own.has(home):
+			err = errors.New("this host has that address, too")
+		case passed[reversed(f)]:
+			err = fmt.Errorf("this host passes the other end, %v, on to another one", f.Remote)
+		default:
 			_, err = forward.Reach([]netip.Addr{home})
+			if here, _ := HostAddresses(netip.Addr{}); err == nil && len(here) == 0 {
+				err = errors.New("this host has no address of its own to pass it on to")
+			}
 		}
 		if err != nil {
 			c.Block(migrate.CodeAddressMissing, "choose a host in the network of that address, or have clients connect to a service address (migratectl address)",
@@ -169,6 +191,21 @@ func (c *Check) CheckHomes() {
 			err = nil
 		}
 	}
+}
+
+// passedOn are the flows that this host passes on.
+func passedOn() (map[forward.Flow]bool, error) {
+	all, err := forward.List()
+	if err != nil {
+		return nil, err
+	}
+	flows := make(map[forward.Flow]bool)
+	for _, f := range all {
+		for _, flow := range f.Flows {
+			flows[flow] = true
+		}
+	}
+	return flows, nil
 }
 
 // A Lodging is what there is to do for connections at addresses that do not go along.
@@ -188,19 +225,6 @@ func (l *Lodging) enter() (guests map[forward.Flow]bool, err error) {
 		err = forward.Admit(l.Name, flows)
 	}
 	return setOf(flows), errors.Join(err, withdraw(l.Flows))
-}
-
-// withdraw ends that this host passes flows on.
-func withdraw(flows []forward.Flow) error {
-	all, err := forward.List()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, f := range all {
-		errs = append(errs, forward.Drop(f.Name, flows))
-	}
-	return errors.Join(errs...)
 }
 
 // SweepGuests dismisses those whose sockets are gone.
@@ -249,7 +273,7 @@ func abroad(flows []forward.Flow) ([]forward.Flow, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(slices.Clone(flows), func(f forward.Flow) bool { return isOwn(own, f.Local.Addr()) }), nil
+	return slices.DeleteFunc(slices.Clone(flows), func(f forward.Flow) bool { return own.has(f.Local.Addr()) }), nil
 }
 
 // DismissGuests ends that what comes for flows is delivered here, as they have left: a peer on this
@@ -279,14 +303,23 @@ func AdmitGuests(name string, flows []forward.Flow) error {
 	return forward.Admit(name, back)
 }
 
-// HostAddresses are those at which other hosts may reach this one.
-func HostAddresses() ([]netip.Addr, error) {
+// HostAddresses are those at which other hosts may reach this one, no service addresses among them.
+// What is found to be the best comes first.
+func HostAddresses(best netip.Addr) ([]netip.Addr, error) {
 	own, err := ownAddresses()
 	if err != nil {
 		return nil, err
 	}
-	all := slices.DeleteFunc(slices.Collect(maps.Keys(own)), func(a netip.Addr) bool { return !a.IsGlobalUnicast() })
-	slices.SortFunc(all, netip.Addr.Compare)
+	all := slices.DeleteFunc(slices.Collect(maps.Keys(own)), func(a netip.Addr) bool { return !a.IsGlobalUnicast() || !own[a] })
+	slices.SortFunc(all, func(a, b netip.Addr) int {
+		switch {
+		case a == best:
+			return -1
+		case b == best:
+			return 1
+		}
+		return a.Compare(b)
+	})
 	return all, nil
 }
 

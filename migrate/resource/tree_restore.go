@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -30,7 +29,6 @@ type TreeRestore struct {
 	lostPeers map[image.Index]int // other ends that nobody holds, of sockets whose queue is not filled yet
 
 	restorer    *tcprepair.Restorer
-	own         map[netip.Addr]bool // addresses of this host
 	connections map[*image.File]int // that nobody has asked for yet; nil: not made
 
 	waiting map[int]bool // threads whose call the kernel can restart by itself

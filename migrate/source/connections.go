@@ -53,7 +53,7 @@ func (m *Migration) prepareHold() error {
 	}
 	c := hold.Config{Name: hold.NameOf(fmt.Sprint(m.config.Migration, " ", m.config.Epoch))}
 	var err error
-	if c.Devices, err = Devices(); err != nil {
+	if c.Devices, err = resource.Devices(); err != nil {
 		return err
 	}
 	for _, p := range m.config.Addresses {
@@ -65,21 +65,6 @@ func (m *Migration) prepareHold() error {
 	}
 	m.hold, err = hold.Prepare(c)
 	return err
-}
-
-// Devices are those of this host through which packets come in.
-func Devices() ([]string, error) {
-	all, err := net.Interfaces()
-	if err != nil {
-		return nil, fmt.Errorf("listing network devices: %w", err)
-	}
-	var names []string
-	for _, d := range all {
-		if !hold.IsOwn(d.Name) {
-			names = append(names, d.Name)
-		}
-	}
-	return names, nil
 }
 
 // awaitClosed waits for connections that the program has closed, and reports whether that
@@ -325,12 +310,10 @@ func (m *Migration) followDestination(conn net.Conn) {
 func (m *Migration) handOverWaiting() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.over || m.killing || m.waiting != nil {
+	if m.resuming || m.over || m.killing || m.waiting != nil {
 		return
 	}
-	var lost []error
-	m.waiting, lost = resource.DrainListeners(m.image)
-	m.lose("connections lost: ", lost...)
+	m.waiting = resource.DrainListeners(m.image)
 	payload, err := m.waiting.Encode()
 	if err == nil {
 		ctx, cancel := context.WithTimeout(m.host.alive, forwardTimeout)
@@ -344,16 +327,17 @@ func (m *Migration) handOverWaiting() {
 
 // putWaitingBack undoes that.
 func (m *Migration) putWaitingBack() {
-	if m.waiting == nil || len(m.waiting.Queues) == 0 {
+	waiting := m.waiting
+	if waiting == nil || len(waiting.Queues) == 0 {
 		return
 	}
+	m.waiting = nil // later the listeners are the program's
 	filler, err := acceptqueue.NewFiller()
 	if err != nil {
 		m.lose("connections lost: ", err)
 		return
 	}
-	m.lose("connections lost: ", resource.FillListeners(filler, m.waiting)...)
-	m.waiting = nil
+	m.lose("connections lost: ", resource.FillListeners(filler, waiting)...)
 	_ = filler.Close() // that was all
 }
 
@@ -361,10 +345,12 @@ func (m *Migration) putWaitingBack() {
 func (m *Migration) forwardSoon() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.over || m.killing {
+	if m.resuming || m.over || m.killing {
 		return
 	}
-	_ = m.forwardStaying() // else Dispose does
+	ctx, cancel := context.WithTimeout(m.host.alive, forwardTimeout)
+	defer cancel()
+	_ = m.forwardStaying(ctx) // else Dispose does
 	// The addresses are taken off by the same decision, at about the same time.
 	for waited := time.Duration(0); m.hold != nil && waited < departTakes; waited += departPause {
 		if here, err := m.hold.IsHere(); err == nil && !here {

@@ -33,7 +33,7 @@ func (m *Migration) Dispose(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	m.forwardHeld()
-	if err := m.forwardStaying(); err != nil { // to be tried again
+	if err := m.forwardStaying(ctx); err != nil { // to be tried again
 		return fmt.Errorf("disposing of the source's copy: %w", err)
 	}
 	var errs []error

@@ -90,14 +90,15 @@ type Migration struct {
 	sender *pageserver.Sender
 	trip   time.Duration // to the destination and back
 
-	hold       *hold.Hold    // nil: there is none
-	begun      chan begun    // of it, while that goes on beside something else; nil otherwise
-	closing    bool          // the program has closed connections just before the freeze
-	forwarding *hold.Hold    // what became of it
-	staying    *hold.Hold    // for connections at addresses that stay; nil: there are none
-	passing    chan struct{} // closed when what it has held was passed on; nil: it is not to be yet
+	hold       *hold.Hold // nil: there is none
+	begun      chan begun // of it, while that goes on beside something else; nil otherwise
+	closing    bool       // the program has closed connections just before the freeze
+	forwarding *hold.Hold // what became of it
+	staying    *hold.Hold // for connections at addresses that stay; nil: there are none
+	passing    bool       // what comes for them is passed on
 
-	waiting *image.AcceptQueues // what waited in listeners, and was accepted for the destination
+	resuming bool                // the process runs on here, or is about to
+	waiting  *image.AcceptQueues // what waited in listeners, and was accepted for the destination
 
 	image    *image.Image // taken at the freeze
 	sums     *wire.Verify // of all memory, since it stands still; nil: not yet

@@ -27,8 +27,10 @@ type Plan struct {
 	Hold string `json:"hold,omitempty"`
 	// StayingHold does that for connections at addresses that do not go along, and Forward is how
 	// their packets are passed on when the process has left.
-	StayingHold string           `json:"staying_hold,omitempty"`
-	Forward     *forward.Forward `json:"forward,omitempty"`
+	StayingHold string `json:"staying_hold,omitempty"`
+	// Passing says that they may be, and that those that are guests here are not any more.
+	Passing bool             `json:"passing,omitempty"`
+	Forward *forward.Forward `json:"forward,omitempty"`
 	// Connections are those that may be in repair mode.
 	Connections []resource.Connection `json:"connections,omitempty"`
 	// Looked are sockets whose queues are being looked at.
@@ -54,7 +56,8 @@ type PlanProcess struct {
 // settled is the plan when the processes are as they were, but for their
 // control group.
 func (p Plan) settled() Plan {
-	p.Injecting, p.Locks, p.Connections, p.Looked, p.SocketFiles, p.Forward, p.FrozenAt = false, nil, nil, nil, nil, nil, 0
+	p.Injecting, p.Locks, p.Connections, p.Looked, p.SocketFiles, p.FrozenAt = false, nil, nil, nil, nil, 0
+	p.Forward, p.Passing = nil, false
 	p.Processes = slices.Clone(p.Processes)
 	for i := range p.Processes {
 		p.Processes[i].Userfaultfds, p.Processes[i].Scratch = nil, nil

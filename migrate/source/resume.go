@@ -67,6 +67,7 @@ func (m *Migration) Resume(ctx context.Context) (Resumed, error) {
 		closing.Go(func() { _ = m.conn.Close() })
 	}
 	defer closing.Wait()
+	m.resuming = true
 	frozenAt := m.plan.FrozenAt
 	start := time.Now()
 	if err := m.catch(ctx); err != nil {

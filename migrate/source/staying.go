@@ -1,6 +1,7 @@
 package source
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -32,7 +33,7 @@ func (m *Migration) prepareStaying() error {
 		return errors.Join(m.checkTree(), err)
 	}
 	c := hold.Config{Name: hold.NameOf(fmt.Sprint(m.config.Migration, " ", m.config.Epoch, " staying")), Peers: true}
-	if c.Devices, err = Devices(); err != nil {
+	if c.Devices, err = resource.Devices(); err != nil {
 		return err
 	}
 	m.plan.StayingHold = c.Name
@@ -64,59 +65,67 @@ func (m *Migration) planForward(there []netip.Addr) error {
 	if len(flows) == 0 {
 		return nil
 	}
-	to, err := forward.Reach(there)
+	to, err := resource.ReachFor(flows, there)
 	if err != nil {
 		return fmt.Errorf("connections at addresses that do not go along cannot be passed on to the destination: %w", err)
 	}
-	f := &forward.Forward{Name: m.config.Migration, Flows: flows, To: to}
-	if f.Devices, err = Devices(); err != nil {
-		return err
-	}
-	m.plan.Forward = f
+	m.plan.Forward = &forward.Forward{Name: m.config.Migration, Flows: flows, To: to}
 	return m.save()
 }
 
-// forwardStaying passes them on, what was held first. It may be repeated. The hold stays, as the
-// sockets here still try to send something again: that is for nobody.
-func (m *Migration) forwardStaying() error {
-	if m.plan.Forward == nil || m.passing != nil {
+// forwardStaying passes them on, what was held first. It may be repeated, and is to be until it
+// does not fail. The hold stays, as the sockets here still try to send something again: that is
+// for nobody.
+func (m *Migration) forwardStaying(ctx context.Context) error {
+	if m.plan.Forward == nil || m.passing {
 		return nil
 	}
+	if !m.plan.Passing {
+		m.plan.Passing = true
+		if err := m.save(); err != nil {
+			return err
+		}
+	}
 	f, h := *m.plan.Forward, m.staying
-	if h == nil {
-		return errors.Join(resource.DismissGuests(f.Flows), pass(f))
-	}
-	link, err := net.InterfaceByName(f.To.Device)
-	if err != nil {
-		return fmt.Errorf("looking for the way to the destination: %w", err)
-	}
 	if err := resource.DismissGuests(f.Flows); err != nil {
 		return err
 	}
-	held := f
-	held.Devices = []string{h.Device()}
-	if err := pass(held); err != nil {
-		return err
+	var err error
+	if h == nil {
+		err = m.passOn(f)
+	} else {
+		err = m.passHeldOn(ctx, f, h)
 	}
-	passing := make(chan struct{})
-	m.passing = passing
-	m.host.inBackground(func() error {
-		defer close(passing)
-		return h.Reinject(m.host.alive, link.MTU, func() error { return m.host.persistently(func() error { return pass(f) }) })
-	})
-	return nil
-}
-
-func pass(f forward.Forward) error {
-	if err := forward.Set(f); err != nil {
+	if !m.passing {
 		return fmt.Errorf("passing connections on: %w", err)
 	}
-	return nil
+	return nil // what was held and is lost is sent again
+}
+
+func (m *Migration) passHeldOn(ctx context.Context, f forward.Forward, h *hold.Hold) error {
+	link, err := net.InterfaceByName(f.To.Device)
+	if err != nil {
+		return err
+	}
+	f.Devices = []string{h.Device()}
+	if err := forward.Set(f); err != nil {
+		return err
+	}
+	return h.Reinject(ctx, link.MTU, func() error { return m.passOn(f) })
+}
+
+// passOn takes what comes from now on.
+func (m *Migration) passOn(f forward.Forward) (err error) {
+	if f.Devices, err = resource.Devices(); err == nil {
+		err = forward.Set(f)
+	}
+	m.passing = err == nil
+	return err
 }
 
 // unforward takes that back, where a decision was turned round.
 func (m *Migration) unforward() {
-	if m.plan.Forward == nil {
+	if !m.plan.Passing {
 		return
 	}
 	err := errors.Join(forward.Remove(m.plan.Forward.Name), resource.AdmitGuests(m.config.Migration, m.plan.Forward.Flows))
@@ -127,15 +136,8 @@ func (m *Migration) unforward() {
 
 // endStaying takes the hold away, in the background.
 func (m *Migration) endStaying() {
-	h, passing := m.staying, m.passing
-	if h == nil {
-		return
+	if h := m.staying; h != nil {
+		m.staying, m.plan.StayingHold = nil, ""
+		m.host.inBackground(func() error { return m.host.persistently(h.Close) })
 	}
-	m.staying, m.plan.StayingHold = nil, ""
-	m.host.inBackground(func() error {
-		if passing != nil {
-			<-passing
-		}
-		return m.host.persistently(h.Close)
-	})
 }

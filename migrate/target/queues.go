@@ -3,12 +3,14 @@ package target
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/resource"
 	"github.com/pagurus-project/pagurus/migrate/wire"
+	"github.com/pagurus-project/pagurus/tcprepair"
 	"github.com/pagurus-project/pagurus/tcprepair/acceptqueue"
 )
 
@@ -39,8 +41,18 @@ func (s *Shell) takeQueues() (lost []error) {
 	if err != nil {
 		return []error{fmt.Errorf("%d connections that waited to be accepted: %w", waiting, err)}
 	}
+	for _, text := range queues.Lost {
+		lost = append(lost, errors.New(text))
+	}
 	queues.Queues = slices.DeleteFunc(queues.Queues, func(q image.AcceptQueue) bool { return !slices.Contains(s.plan.PIDs, q.PID) })
-	return resource.FillListeners(s.filler, queues)
+	for i := range queues.Queues { // at other addresses there is nothing for a source to give
+		q := &queues.Queues[i]
+		q.Connections = slices.DeleteFunc(q.Connections, func(c *tcprepair.Socket) bool {
+			along := func(p netip.Prefix) bool { return p.Addr() == c.Local.Addr().Unmap() }
+			return !slices.ContainsFunc(s.config.Inventory.Addresses, along)
+		})
+	}
+	return append(lost, resource.FillListeners(s.filler, queues)...)
 }
 
 func (s *Shell) askForQueues() (*image.AcceptQueues, error) {

@@ -123,7 +123,9 @@ func (s *Shell) prepare(ctx context.Context, payload []byte, prepared func() err
 	}
 	var addresses []netip.Addr
 	if len(s.arrival.Lodging.Flows) > 0 {
-		if addresses, err = resource.HostAddresses(); err != nil {
+		// Where the source has found it, the network does.
+		best, _ := netip.ParseAddrPort(s.conn.LocalAddr().String())
+		if addresses, err = resource.HostAddresses(best.Addr().Unmap()); err != nil {
 			return false, err
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"sync"
 )
 
 // Settings of the network namespace of the thread that opens them
@@ -13,20 +14,46 @@ const (
 	migrateSetting = "/proc/sys/net/ipv4/tcp_migrate_req"
 )
 
-// allow turns a setting on that is off. undo makes it what it was.
+// allowed are the settings that were turned on and are to be turned off, by their names and
+// namespaces: how many need each.
+var allowed = struct {
+	sync.Mutex
+	users map[string]int
+}{users: make(map[string]int)}
+
+// allow turns a setting on that is off. undo makes it what it was when nobody needs it any more;
+// it is to be called from the same namespace.
 func allow(setting string) (undo func() error, err error) {
-	was, err := os.ReadFile(setting)
+	namespace, err := os.Readlink("/proc/thread-self/ns/net")
 	if err != nil {
-		return nil, fmt.Errorf("reading a setting: %w", err)
+		return nil, fmt.Errorf("looking for the network namespace: %w", err)
 	}
-	if was = bytes.TrimSpace(was); string(was) != "0" {
-		return func() error { return nil }, nil
+	key := namespace + setting
+	allowed.Lock()
+	defer allowed.Unlock()
+	if allowed.users[key] == 0 {
+		was, err := os.ReadFile(setting)
+		if err != nil {
+			return nil, fmt.Errorf("reading a setting: %w", err)
+		}
+		if string(bytes.TrimSpace(was)) != "0" {
+			return func() error { return nil }, nil
+		}
+		if err := os.WriteFile(setting, []byte("1"), 0); err != nil {
+			return nil, fmt.Errorf("changing a setting: %w", err)
+		}
 	}
-	set := func(to []byte) error {
-		if err := os.WriteFile(setting, to, 0); err != nil {
+	allowed.users[key]++
+	return func() error {
+		allowed.Lock()
+		defer allowed.Unlock()
+		if allowed.users[key]--; allowed.users[key] > 0 {
+			return nil
+		}
+		delete(allowed.users, key)
+		if err := os.WriteFile(setting, []byte("0"), 0); err != nil {
 			return fmt.Errorf("changing a setting: %w", err)
 		}
 		return nil
-	}
-	return func() error { return set(was) }, set([]byte("1"))
+	}, nil
 }

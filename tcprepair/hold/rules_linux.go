@@ -173,11 +173,16 @@ func begin(c *Config, s stage) error {
 
 // add puts elements into a set, if there are any.
 func add(conn *nftables.Conn, set *nftables.Set, elements []nftables.SetElement) error {
-	if len(elements) == 0 {
-		return nil
+	for some := range slices.Chunk(elements, mostElements) {
+		if err := conn.SetAddElements(set, some); err != nil {
+			return err
+		}
 	}
-	return conn.SetAddElements(set, elements)
+	return nil
 }
+
+// mostElements is how many fit into one attribute of netlink, which has 64 KiB at most.
+const mostElements = 500
 
 // letOut makes the rules for what goes out match but strays, at once.
 func letOut(c *Config) error {
