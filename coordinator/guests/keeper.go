@@ -15,7 +15,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -209,10 +208,11 @@ func (k *Keeper) judge(views map[string]view, all bool) map[string]map[string][]
 	missed := make(map[place]int)
 	for host, v := range views {
 		for c, addresses := range v.passes {
-			to, end := k.next(views, missed, place{host, c}, owner(views, addresses...))
-			if !all && to == "" && missed[place{host, c}] > 0 { // it may live on a host that does not answer
-				delete(missed, place{host, c})
-				end = false
+			at := place{host, c}
+			to, end, nowhere := next(views, at, owner(views, addresses...))
+			if nowhere && all { // else it may live on a host that does not answer
+				missed[at] = k.missed[at] + 1
+				end = missed[at] >= missedAtMost
 			}
 			if to == "" && !end {
 				continue
@@ -228,8 +228,8 @@ func (k *Keeper) judge(views map[string]view, all bool) map[string]map[string][]
 }
 
 // next says of one connection where the host that passes it on to another one is to pass it on
-// to instead, or that it is to end that.
-func (k *Keeper) next(views map[string]view, missed map[place]int, at place, now string) (to string, end bool) {
+// to instead, or that it is to end that, or that the connection is on none of these hosts.
+func next(views map[string]view, at place, now string) (to string, end, nowhere bool) {
 	home := owner(views, hostOf(at.local))
 	var claims []string
 	for host, v := range views {
@@ -237,26 +237,17 @@ func (k *Keeper) next(views map[string]view, missed map[place]int, at place, now
 			claims = append(claims, host)
 		}
 	}
-	lives := strings.Join(claims, "")
 	switch {
-	case home == "":
-		return "", false // nobody knows whom it passes on to
-	case len(claims) > 1:
-		return "", false // it is just moving
-	case lives != "" && at.host == home:
-		if lives == now {
-			return "", false
-		}
-		return lives, false
-	case lives != "": // somebody that they were guests of
-		return "", !passes(views, at)
-	case now == "": // it may live there
-		return "", false
-	case len(views[now].passes[at.connection]) > 0:
-		return "", false // it is further on, or was when that host was asked
+	case home == "", len(claims) > 1: // nobody knows what passes it on to this host, or it is just moving
+		return "", false, false
+	case len(claims) == 1 && at.host != home: // it was a guest here
+		return "", !passes(views, at), false
+	case len(claims) == 1 && claims[0] != now:
+		return claims[0], false, false
+	case len(claims) == 1, now == "", len(views[now].passes[at.connection]) > 0: // it is there, may be, or is further on
+		return "", false, false
 	}
-	missed[at] = k.missed[at] + 1
-	return "", missed[at] >= missedAtMost
+	return "", false, true
 }
 
 // passes reports a host that passes the connection on to this one.
