@@ -41,6 +41,7 @@ func TestServers(t *testing.T) {
 			addAddress(ctx, t, p, "host-a")
 			l := &load{t: t, ctx: ctx, at: netip.AddrPortFrom(p.Addr(), 7400), over: make(chan struct{})}
 			process := l.start(s)
+			t.Cleanup(func() { l.stop(ctx) }) // of a test that has failed: what they say then is said in time
 			s.load(l)
 			if err := testbed.Await(ctx, "all clients to have been served", func() (bool, error) { return l.served() || t.Failed(), nil }); err != nil {
 				t.Fatal(err)
@@ -75,6 +76,7 @@ type load struct {
 	at      netip.AddrPort
 	dir     string // of the server's files
 	over    chan struct{}
+	stopped sync.Once // which closes it
 	running sync.WaitGroup
 
 	mu      sync.Mutex
@@ -228,10 +230,9 @@ func (l *load) longest() (longest time.Duration) {
 	return longest
 }
 
-// end has all clients come to their end.
-func (l *load) end() {
-	l.t.Helper()
-	close(l.over)
+// stop asks all clients to end, and reports whether they have.
+func (l *load) stop(ctx context.Context) bool {
+	l.stopped.Do(func() { close(l.over) })
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -239,7 +240,16 @@ func (l *load) end() {
 	}()
 	select {
 	case <-done:
-	case <-l.ctx.Done():
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// end has all clients come to their end.
+func (l *load) end() {
+	l.t.Helper()
+	if !l.stop(l.ctx) {
 		l.t.Fatal("some clients do not come to their end")
 	}
 	total := 0
