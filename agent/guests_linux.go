@@ -35,18 +35,13 @@ func addressesOf(n forward.Neighbor) []netip.Addr {
 }
 
 func (hostGuests) Here() ([]Connection, error) {
-	if err := resource.SweepGuests(); err != nil { // those that have just left are not here
-		return nil, err
-	}
-	guests, err := forward.Guests()
+	flows, err := resource.SweepGuests() // those that have just left are not here
 	if err != nil {
 		return nil, err
 	}
 	var all []Connection
-	for _, flows := range guests {
-		for _, f := range flows {
-			all = append(all, Connection(f))
-		}
+	for _, f := range flows {
+		all = append(all, Connection(f))
 	}
 	return all, nil
 }

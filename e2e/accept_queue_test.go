@@ -35,18 +35,10 @@ func TestAcceptQueue(t *testing.T) {
 			server := start(ctx, t, "host-a", "python3", script(t, "slow.py"), at.Addr().String(), fmt.Sprint(at.Port()), test.protocol, "$ASK")
 			dial := func(to netip.AddrPort) waiter {
 				t.Helper()
-				var conn net.Conn
-				err := within(t, "client", func() (err error) {
-					conn, err = net.DialTimeout("tcp", to.String(), 5*time.Second)
-					return err
-				})
-				if err == nil {
-					err = conn.SetDeadline(time.Now().Add(time.Minute))
-				}
-				if err != nil {
+				conn := dialOnce(t, to)
+				if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 					t.Fatal(err)
 				}
-				t.Cleanup(func() { _ = conn.Close() })
 				return waiter{TCPConn: conn.(*net.TCPConn), lines: bufio.NewReader(conn)}
 			}
 			orders := dial(netip.AddrPortFrom(at.Addr(), at.Port()+1))

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -22,6 +23,20 @@ func dialAll(ctx context.Context, t *testing.T, to netip.AddrPort, n int) testbe
 	}
 	t.Cleanup(func() { _ = all.Close() }) // has ended, if the test has not failed
 	return all
+}
+
+// dialOnce connects from the outside world to an address, until the test is over.
+func dialOnce(t *testing.T, to netip.AddrPort) net.Conn {
+	t.Helper()
+	var conn net.Conn
+	if err := within(t, "client", func() (err error) {
+		conn, err = net.DialTimeout("tcp", to.String(), 5*time.Second)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() }) // may be closed already
+	return conn
 }
 
 // mustServe has clients ask while f goes on, and fails the test if they are not answered.

@@ -37,14 +37,8 @@ func awaitPassed(ctx context.Context, t *testing.T, id string, want ...migrate.P
 // dialHalf connects from the outside world; the server sends no more then, and reads on.
 func dialHalf(t *testing.T, at netip.AddrPort) net.Conn {
 	t.Helper()
-	var conn net.Conn
-	err := within(t, "client", func() (err error) {
-		conn, err = net.DialTimeout("tcp", at.String(), 5*time.Second)
-		return err
-	})
-	if err == nil {
-		_, err = io.WriteString(conn, "enough\n")
-	}
+	conn := dialOnce(t, at)
+	_, err := io.WriteString(conn, "enough\n")
 	if err == nil {
 		var got []byte
 		if got, err = io.ReadAll(conn); err == nil && string(got) != "enough 1\n" {
@@ -54,7 +48,6 @@ func dialHalf(t *testing.T, at netip.AddrPort) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = conn.Close() })
 	return conn
 }
 

@@ -49,9 +49,7 @@ func DrainListeners(m *image.Image) *image.AcceptQueues {
 			queues.Lost = append(queues.Lost, err.Error())
 		}
 		// Others came while everything was held, to an address that stays.
-		waiting = slices.DeleteFunc(waiting, func(s *tcprepair.Socket) bool {
-			return !slices.ContainsFunc(m.Addresses, func(p netip.Prefix) bool { return p.Addr() == s.Local.Addr().Unmap() })
-		})
+		waiting = slices.DeleteFunc(waiting, func(s *tcprepair.Socket) bool { return !IsAmong(m.Addresses, s.Local.Addr()) })
 		if len(waiting) > 0 {
 			queues.Queues = append(queues.Queues, image.AcceptQueue{PID: pid, FD: fd, Connections: waiting})
 		}

@@ -79,9 +79,12 @@ func (d *TreeDump) WarnConnections(m *image.Image) {
 // before. Their packets are held, and their processes do not run any more: they stay in
 // repair mode, until ResumeConnections.
 func DumpConnections(m *image.Image) error {
-	here, err := ownAddresses()
-	if err != nil {
-		return err
+	var here hostAddresses
+	if len(StayingFlows(m)) > 0 { // else it is not to cost anything
+		var err error
+		if here, err = ownAddresses(); err != nil {
+			return err
+		}
 	}
 	group := errgroup.Group{}
 	group.SetLimit(runtime.GOMAXPROCS(0))
@@ -215,7 +218,7 @@ func (all Unowned) Unsettled(along []netip.Prefix, listeners []netip.AddrPort) U
 
 func (u *Unsettled) add(s *netlink.Socket, along []netip.Prefix, listeners []netip.AddrPort) {
 	local := endpointOf(s.ID.Source, s.ID.SourcePort)
-	goes := slices.ContainsFunc(along, func(p netip.Prefix) bool { return p.Addr() == local.Addr() })
+	goes := IsAmong(along, local.Addr())
 	heard := slices.ContainsFunc(listeners, func(l netip.AddrPort) bool {
 		a := l.Addr().Unmap()
 		return l.Port() == local.Port() && (a == local.Addr() || a.IsUnspecified() && (a.Is6() || local.Addr().Is4()))
@@ -259,5 +262,5 @@ func endpointOf(ip []byte, port uint16) netip.AddrPort {
 // isAlong reports an address that goes along with the tree. At preflight it is not known
 // which of the host's service addresses those are; with a connection they are.
 func (d *TreeDump) isAlong(a netip.Addr) bool {
-	return slices.ContainsFunc(d.Addresses, func(p netip.Prefix) bool { return p.Addr() == a.Unmap() })
+	return IsAmong(d.Addresses, a)
 }

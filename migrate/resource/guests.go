@@ -39,10 +39,7 @@ func StayingFlows(m *image.Image) []forward.Flow {
 
 // flowOf is a connection as it is in packets.
 func flowOf(s *tcprepair.Socket) forward.Flow {
-	plain := func(a netip.AddrPort) netip.AddrPort {
-		return netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())
-	}
-	return forward.Flow{Local: plain(s.Local), Remote: plain(s.Remote)}
+	return forward.Plain(forward.Flow{Local: s.Local, Remote: s.Remote})
 }
 
 func reversed(f forward.Flow) forward.Flow { return forward.Flow{Local: f.Remote, Remote: f.Local} }
@@ -66,8 +63,7 @@ func Connects(pids []int, along []netip.Prefix) (bool, error) {
 		}
 		for _, s := range sockets {
 			local := endpointOf(s.ID.Source, s.ID.SourcePort).Addr()
-			stays := !slices.ContainsFunc(along, func(p netip.Prefix) bool { return p.Addr() == local })
-			if own[s.INode] && stays && s.State != unix.BPF_TCP_LISTEN && s.State != unix.BPF_TCP_CLOSE {
+			if own[s.INode] && !IsAmong(along, local) && s.State != unix.BPF_TCP_LISTEN && s.State != unix.BPF_TCP_CLOSE {
 				return true, nil
 			}
 		}
@@ -120,7 +116,7 @@ func (d *TreeDump) checkStaying() error {
 			if err != nil {
 				return
 			}
-			guests = setOf(slices.Concat(slices.Collect(maps.Values(all))...))
+			guests = setOf(flowsOf(all))
 		}
 		what, local := "", s.Local.Addr().Unmap().WithZone("")
 		shared, home := own[local]
@@ -227,17 +223,20 @@ func (l *Lodging) enter() (guests map[forward.Flow]bool, err error) {
 	return setOf(flows), errors.Join(err, withdraw(l.Flows))
 }
 
-// SweepGuests dismisses those whose sockets are gone.
-func SweepGuests() error {
+// SweepGuests dismisses those whose sockets are gone, and returns the others.
+func SweepGuests() (alive []forward.Flow, err error) {
 	all, err := forward.Guests()
 	if err != nil || len(all) == 0 {
-		return err
+		return nil, err
 	}
-	alive, err := forward.Alive(slices.Concat(slices.Collect(maps.Values(all))...))
-	if err != nil {
-		return err
+	if alive, err = forward.Alive(flowsOf(all)); err != nil {
+		return nil, err
 	}
-	return retain(all, setOf(alive))
+	return alive, retain(all, setOf(alive))
+}
+
+func flowsOf(all map[string][]forward.Flow) []forward.Flow {
+	return slices.Concat(slices.Collect(maps.Values(all))...)
 }
 
 // retain dismisses guests that are not among these.
@@ -288,7 +287,7 @@ func DismissGuests(flows []forward.Flow) error {
 		return err
 	}
 	stay, gone := make(map[forward.Flow]bool), setOf(left)
-	for _, f := range slices.Concat(slices.Collect(maps.Values(all))...) {
+	for _, f := range flowsOf(all) {
 		stay[f] = !gone[f]
 	}
 	return retain(all, stay)

@@ -25,7 +25,7 @@ import (
 // of those that stay.
 func (d *TreeDump) AddressesAlong(m *image.Image, service []netip.Prefix, asked []netip.Addr) (along []netip.Prefix) {
 	for _, a := range asked {
-		if !slices.ContainsFunc(service, func(p netip.Prefix) bool { return p.Addr() == a }) {
+		if !IsAmong(service, a) {
 			d.Block(migrate.CodeAddressMissing, "see migratectl address ls", "%v is not a service address of the host that the process is on", a)
 		}
 	}
@@ -43,6 +43,11 @@ func (d *TreeDump) AddressesAlong(m *image.Image, service []netip.Prefix, asked 
 		}
 	}
 	return along
+}
+
+// IsAmong reports an address, also in IPv6 notation, that is one of these service addresses.
+func IsAmong(service []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(service, func(p netip.Prefix) bool { return p.Addr() == a.Unmap() })
 }
 
 // takes reports a socket for all addresses that takes what comes to this one.
@@ -101,7 +106,7 @@ func foreignSockets(along []netip.Prefix, pids []int) (map[uint32]string, error)
 			for _, s := range sockets {
 				// Without an inode it belongs to nobody any more, or yet.
 				at := endpointOf(s.ID.Source, s.ID.SourcePort)
-				if s.INode == 0 || own[s.INode] || !slices.ContainsFunc(along, func(p netip.Prefix) bool { return p.Addr() == at.Addr() }) {
+				if s.INode == 0 || own[s.INode] || !IsAmong(along, at.Addr()) {
 					continue
 				}
 				foreign[s.INode] = fmt.Sprintf("service address %v would go along, and %%s has a %s socket at %v", at.Addr(), protocol, at)

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -61,7 +60,7 @@ func localOf(f *image.File) netip.AddrPort {
 // comesAlong reports a socket that is bound to a service address that goes along:
 // the destination has it when the process runs there, and not before.
 func comesAlong(m *image.Image, f *image.File) bool {
-	return slices.ContainsFunc(m.Addresses, func(p netip.Prefix) bool { return p.Addr() == localOf(f).Addr().Unmap() })
+	return IsAmong(m.Addresses, localOf(f).Addr())
 }
 
 // An inetKind is what a socket of the internet families is.

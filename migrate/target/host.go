@@ -160,7 +160,7 @@ func (h *Host) enter(g freezer.Group, pid int) error {
 // since. The kernel refuses to remove the others, and those that it refuses
 // otherwise are for the next time.
 func (h *Host) Sweep() {
-	_ = resource.SweepGuests() // what fails is for the next time
+	_, _ = resource.SweepGuests() // what fails is for the next time
 	h.entry.Lock()
 	defer h.entry.Unlock()
 	entries, err := os.ReadDir(h.groups.Dir())

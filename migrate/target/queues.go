@@ -3,7 +3,6 @@ package target
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -48,8 +47,7 @@ func (s *Shell) takeQueues() (lost []error) {
 	for i := range queues.Queues { // at other addresses there is nothing for a source to give
 		q := &queues.Queues[i]
 		q.Connections = slices.DeleteFunc(q.Connections, func(c *tcprepair.Socket) bool {
-			along := func(p netip.Prefix) bool { return p.Addr() == c.Local.Addr().Unmap() }
-			return !slices.ContainsFunc(s.config.Inventory.Addresses, along)
+			return !resource.IsAmong(s.config.Inventory.Addresses, c.Local.Addr())
 		})
 	}
 	return append(lost, resource.FillListeners(s.filler, queues)...)

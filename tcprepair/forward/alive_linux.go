@@ -21,7 +21,7 @@ func Alive(flows []Flow) ([]Flow, error) {
 			local, ok1 := netip.AddrFromSlice(s.ID.Source)
 			remote, ok2 := netip.AddrFromSlice(s.ID.Destination)
 			if ok1 && ok2 && s.State != unix.BPF_TCP_LISTEN {
-				found[plain(Flow{
+				found[Plain(Flow{
 					Local:  netip.AddrPortFrom(local, s.ID.SourcePort),
 					Remote: netip.AddrPortFrom(remote, s.ID.DestinationPort),
 				})] = true
@@ -30,7 +30,7 @@ func Alive(flows []Flow) ([]Flow, error) {
 	}
 	var alive []Flow
 	for _, f := range flows {
-		if found[plain(f)] {
+		if found[Plain(f)] {
 			alive = append(alive, f)
 		}
 	}

@@ -34,8 +34,8 @@ func validate(name string, flows []Flow) error {
 	return nil
 }
 
-// plain is a flow as it is in packets.
-func plain(f Flow) Flow {
+// Plain is a flow as it is in packets: without the notation of IPv6 for IPv4 addresses, and without zones.
+func Plain(f Flow) Flow {
 	bare := func(a netip.AddrPort) netip.AddrPort {
 		return netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())
 	}
@@ -48,7 +48,7 @@ func (f *family) keys(flows []Flow) [][]byte {
 	var keys [][]byte
 	seen := make(map[Flow]bool)
 	for _, flow := range flows {
-		flow = plain(flow)
+		flow = Plain(flow)
 		if f.has(flow.Local.Addr()) && !seen[flow] {
 			seen[flow] = true
 			keys = append(keys, append(field(flow.Remote), field(flow.Local)...))
@@ -80,7 +80,7 @@ func (f *family) flow(key []byte) (Flow, bool) {
 func without(flows, gone []Flow) []Flow {
 	drop := make(map[Flow]bool)
 	for _, f := range gone {
-		drop[plain(f)] = true
+		drop[Plain(f)] = true
 	}
-	return slices.DeleteFunc(slices.Clone(flows), func(f Flow) bool { return drop[plain(f)] })
+	return slices.DeleteFunc(slices.Clone(flows), func(f Flow) bool { return drop[Plain(f)] })
 }
