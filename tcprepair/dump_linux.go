@@ -16,76 +16,77 @@ var ErrUnsupported = errors.New("cannot be moved")
 
 // Look reads what of a socket can be read without repair mode, and disturbs
 // nothing: of one without a connection that is everything, of one with a connection
-// what tells it from others, what was negotiated, and what Resume needs. waiting is how
+// what tells it from others, what was set and negotiated. waiting is how
 // many connections wait in a listener to be accepted.
 //
 // fd may be any descriptor of the socket.
 func Look(fd int) (s *Socket, waiting int, err error) {
 	s = &Socket{}
 	info, err := s.identify(fd)
+	if err == nil {
+		err = s.readSettings(fd)
+	}
 	if err != nil {
 		return nil, 0, err
 	}
-	if s.State.Connected() {
+	switch {
+	case s.State == Closed:
+		return s, 0, s.lookClosed(fd)
+	case s.State.Connected():
 		s.Negotiated = info.negotiated
 		if s.Negotiated.MSS, err = inet.GetInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG); err != nil {
 			return nil, 0, fmt.Errorf("reading TCP_MAXSEG: %w", err)
 		}
-		reuse, err := inet.TCP.Kind(unix.SOL_SOCKET, unix.SO_REUSEADDR).Get(fd)
-		if err != nil {
-			return nil, 0, fmt.Errorf("reading SO_REUSEADDR: %w", err)
-		}
-		s.Options = []inet.Option{{Level: unix.SOL_SOCKET, Name: unix.SO_REUSEADDR, Value: reuse}}
 		return s, 0, nil
-	}
-	if err := s.readSettings(fd); err != nil {
-		return nil, 0, err
-	}
-	if s.State == Closed {
-		return s, 0, s.lookClosed(fd)
 	}
 	return s, int(info.unacked), nil
 }
 
-// Dump reads a socket and leaves it in repair mode, out of which Resume or
+// Dump looks at a socket and reads the rest of it, as DumpRest does.
+func Dump(fd int) (*Socket, error) {
+	s, _, err := Look(fd)
+	if err == nil {
+		err = DumpRest(fd, s)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// DumpRest reads what Look, or a Glance, does not tell of a socket whose options nobody has
+// changed since. It leaves it in repair mode, out of which Resume or
 // Discard take it. Packets of the connection must be held before. A listener
 // stays as it is, connections that wait in it are not looked at.
 //
 // fd may be any descriptor of the socket. The caller needs CAP_NET_ADMIN in the
 // user namespace of the socket's network. On an error the socket is as it was.
-func Dump(fd int) (_ *Socket, err error) {
-	s := &Socket{}
-	info, err := s.identify(fd)
-	if err == nil {
-		err = s.readSettings(fd)
-	}
-	if err != nil {
-		return nil, err
-	}
+func DumpRest(fd int, s *Socket) (err error) {
 	if s.State == Listen {
-		return s, nil
+		return nil
 	}
 	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_ON); err != nil {
-		return nil, fmt.Errorf("entering repair mode: %w", err)
+		return fmt.Errorf("entering repair mode: %w", err)
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, Resume(fd, s))
 		}
 	}()
-	// Once more: until now it could change.
-	if info, err = readInfo(fd); err != nil {
-		return nil, err
+	// Until now it could change.
+	info, err := readInfo(fd)
+	if err != nil {
+		return err
 	}
 	s.State = info.state
 	if s.State == Closed {
-		return s, s.readClosed(fd)
+		return s.readClosed(fd)
 	}
 	s.Negotiated = info.negotiated
 	if err := s.readConnection(fd); err != nil {
-		return nil, err
+		return err
 	}
-	return s, s.Validate()
+	return s.Validate()
 }
 
 // identify reads what a socket is, its state and its addresses.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -28,6 +29,7 @@ var service = netip.MustParsePrefix("10.77.0.200/24")
 // A stall is what clients have noticed of a move.
 type stall struct {
 	downtime, longest time.Duration
+	phases            map[string]float64
 	again             int // segments that clients have sent twice
 }
 
@@ -40,7 +42,7 @@ func clients(ctx context.Context, bed *testbed.Bed, out io.Writer, moves int) er
 	}
 	fmt.Fprintf(out, "\nHow long a client waits for an answer beyond the downtime, over %d moves of a server; %d of its clients ask once a millisecond.\n\n", moves, asking)
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprint(t, "clients\tdowntime (median)\tbeyond (median)\tbeyond (worst)\tsent again\t\n")
+	fmt.Fprintf(t, "clients\tdowntime (median)\t%s\tbeyond (median)\tbeyond (worst)\tsent again\t\n", strings.Join(phases, "\t"))
 	for _, n := range crowds {
 		all, err := stalls(ctx, bed, n, moves)
 		if err != nil {
@@ -52,9 +54,13 @@ func clients(ctx context.Context, bed *testbed.Bed, out io.Writer, moves int) er
 		}
 		ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 		slices.SortFunc(all, func(a, b stall) int { return cmp.Compare(a.downtime, b.downtime) })
-		downtime := all[len(all)/2].downtime
+		middle := all[len(all)/2]
 		slices.SortFunc(all, func(a, b stall) int { return cmp.Compare(a.more(), b.more()) })
-		fmt.Fprintf(t, "%d\t%.1f\t%.1f\t%.1f\t%d\t\n", n, ms(downtime), ms(all[len(all)/2].more()), ms(all[len(all)-1].more()), again)
+		fmt.Fprintf(t, "%d\t%.1f\t", n, ms(middle.downtime))
+		for _, name := range phases {
+			fmt.Fprintf(t, "%.1f\t", middle.phases[name])
+		}
+		fmt.Fprintf(t, "%.1f\t%.1f\t%d\t\n", ms(all[len(all)/2].more()), ms(all[len(all)-1].more()), again)
 	}
 	return errors.Join(t.Flush(), bed.Command(ctx, "address", "rm", service.Addr().String()).Run())
 }
@@ -84,7 +90,7 @@ func stalls(ctx context.Context, bed *testbed.Bed, n, moves int) (all []stall, e
 		if err != nil {
 			return nil, err
 		}
-		s := stall{downtime: time.Duration(r.DowntimeMS * float64(time.Millisecond)), longest: seen.Longest, again: -again}
+		s := stall{downtime: time.Duration(r.DowntimeMS * float64(time.Millisecond)), longest: seen.Longest, phases: r.PhasesMS, again: -again}
 		again = 0
 		for _, c := range loud {
 			sent, err := c.SentAgain()

@@ -1,6 +1,7 @@
 package procfs
 
 import (
+	"fmt"
 	"os"
 
 	"github.com/cilium/ebpf/btf"
@@ -29,6 +30,34 @@ func memberOffset(members []btf.Member, name string) (uint32, bool) {
 		}
 	}
 	return 0, false
+}
+
+// fieldOffset is where a struct of the kernel has a field, in bytes.
+func fieldOffset(kernel *btf.Spec, name, field string) (int16, error) {
+	var s *btf.Struct
+	if err := kernel.TypeByName(name, &s); err != nil {
+		return 0, err
+	}
+	o, ok := memberOffset(s.Members, field)
+	if !ok || o > 1<<15-1 {
+		return 0, fmt.Errorf("struct %s has no %s within reach", name, field)
+	}
+	return int16(o), nil
+}
+
+// isStruct reports a field that is a struct itself, and no pointer to one.
+func isStruct(kernel *btf.Spec, name, field string) (bool, error) {
+	var s *btf.Struct
+	if err := kernel.TypeByName(name, &s); err != nil {
+		return false, err
+	}
+	for _, m := range s.Members {
+		if m.Name == field {
+			_, is := btf.UnderlyingType(m.Type).(*btf.Struct)
+			return is, nil
+		}
+	}
+	return false, fmt.Errorf("struct %s has no %s", name, field)
 }
 
 // Commands of bpf(2) that the library offers only without a choice of task.

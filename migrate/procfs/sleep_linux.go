@@ -305,15 +305,9 @@ func (r *SleepReader) instructions(kernel *btf.Spec) (asm.Instructions, error) {
 		{"pid", "numbers"},
 		{"upid", "nr"},
 	} {
-		var s *btf.Struct
-		if err := kernel.TypeByName(f[0], &s); err != nil {
+		if offset[f[0]+"."+f[1]], err = fieldOffset(kernel, f[0], f[1]); err != nil {
 			return nil, err
 		}
-		o, ok := memberOffset(s.Members, f[1])
-		if !ok || o > 1<<15-1 {
-			return nil, fmt.Errorf("struct %s has no %s within reach", f[0], f[1])
-		}
-		offset[f[0]+"."+f[1]] = int16(o)
 	}
 	var upid *btf.Struct
 	if err := kernel.TypeByName("upid", &upid); err != nil {

@@ -4,12 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime"
 	"slices"
 	"sync"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate"
@@ -75,8 +73,7 @@ func (d *TreeDump) WarnConnections(m *image.Image) {
 	}
 }
 
-// DumpConnections reads those of an image for good, in place of what was seen of them
-// before. Their packets are held, and their processes do not run any more: they stay in
+// DumpConnections reads what is left of those of an image. Their packets are held, and their processes do not run any more: they stay in
 // repair mode, until ResumeConnections.
 func DumpConnections(m *image.Image) error {
 	var here hostAddresses
@@ -86,27 +83,27 @@ func DumpConnections(m *image.Image) error {
 			return err
 		}
 	}
-	group := errgroup.Group{}
-	group.SetLimit(runtime.GOMAXPROCS(0))
-	eachConnection(m, func(pid, fd int, f *image.File) {
-		group.Go(func() error {
-			own, err := borrow(pid, fd)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(own)
-			s, err := tcprepair.Dump(own)
-			if err != nil {
-				return fmt.Errorf("reading the TCP connection of %v and %v: %w", f.TCP.Local, f.TCP.Remote, err)
-			}
-			if stays(m, f) && !here.has(s.Local.Addr()) {
-				hideTransparency(s)
-			}
-			f.TCP = s
-			return nil
-		})
+	type connection struct {
+		pid, fd int
+		*image.File
+	}
+	var all []connection
+	eachConnection(m, func(pid, fd int, f *image.File) { all = append(all, connection{pid, fd, f}) })
+	return inParallel(len(all), func(i int) error {
+		c := all[i]
+		own, err := borrow(c.pid, c.fd)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(own)
+		if err := tcprepair.DumpRest(own, c.TCP); err != nil {
+			return fmt.Errorf("reading the TCP connection of %v and %v: %w", c.TCP.Local, c.TCP.Remote, err)
+		}
+		if stays(m, c.File) && !here.has(c.TCP.Local.Addr()) {
+			hideTransparency(c.TCP)
+		}
+		return nil
 	})
-	return group.Wait()
 }
 
 // restoreConnections makes those of the image in this process, before they are asked for
@@ -120,21 +117,18 @@ func (r *TreeRestore) restoreConnections() error {
 		return err
 	}
 	r.connections = make(map[*image.File]int)
+	var all []*image.File
+	eachConnection(r.Image, func(_, _ int, f *image.File) { all = append(all, f) })
 	var mu sync.Mutex
-	group := errgroup.Group{}
-	group.SetLimit(runtime.GOMAXPROCS(0))
-	eachConnection(r.Image, func(_, _ int, f *image.File) {
-		group.Go(func() error {
-			fd, err := r.restoreTCP(f)
-			if err == nil {
-				mu.Lock()
-				r.connections[f] = fd
-				mu.Unlock()
-			}
-			return err
-		})
+	return inParallel(len(all), func(i int) error {
+		fd, err := r.restoreTCP(all[i])
+		if err == nil {
+			mu.Lock()
+			r.connections[all[i]] = fd
+			mu.Unlock()
+		}
+		return err
 	})
-	return group.Wait()
 }
 
 func (r *TreeRestore) restoreTCP(f *image.File) (int, error) {
@@ -157,26 +151,22 @@ func ResumeConnections(all []Connection) (lost []error) { return forEach(all, tc
 // forEach calls f for each, several at a time, with a descriptor of ours.
 func forEach(all []Connection, f func(fd int, s *tcprepair.Socket) error) (failed []error) {
 	var mu sync.Mutex
-	var group errgroup.Group
-	group.SetLimit(runtime.GOMAXPROCS(0))
-	for _, c := range all {
-		group.Go(func() error {
-			own, err := borrow(c.PID, c.FD)
-			if errors.Is(err, unix.ESRCH) {
-				return nil // the process was killed, and has no connections any more
-			}
-			if err == nil {
-				err = errors.Join(f(own, c.Rest), unix.Close(own))
-			}
-			if err != nil {
-				mu.Lock()
-				failed = append(failed, fmt.Errorf("%v: %w", c, err))
-				mu.Unlock()
-			}
-			return nil
-		})
-	}
-	_ = group.Wait() // has nothing to tell
+	_ = inParallel(len(all), func(i int) error { // has nothing to tell
+		c := all[i]
+		own, err := borrow(c.PID, c.FD)
+		if errors.Is(err, unix.ESRCH) {
+			return nil // the process was killed, and has no connections any more
+		}
+		if err == nil {
+			err = errors.Join(f(own, c.Rest), unix.Close(own))
+		}
+		if err != nil {
+			mu.Lock()
+			failed = append(failed, fmt.Errorf("%v: %w", c, err))
+			mu.Unlock()
+		}
+		return nil
+	})
 	return failed
 }
 

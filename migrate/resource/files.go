@@ -4,16 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strings"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/procfs"
 	"github.com/pagurus-project/pagurus/parasite"
+	"github.com/pagurus-project/pagurus/tcprepair"
 )
 
 // A fileKind is one kind of thing that a descriptor may refer to.
@@ -57,6 +56,8 @@ type openFile struct {
 	link string // what /proc/PID/fd/FD says
 	st   unix.Stat_t
 	info procfs.FDInfo
+	// A connection that was looked at, of which neither the device nor more of info is known.
+	socket *tcprepair.Socket
 }
 
 // classify says of which kind a description is; false: of none that can move.
@@ -100,26 +101,30 @@ func dumpDescriptors(d *ProcessDump) error {
 	if err != nil {
 		return err
 	}
-	open := make([]openFile, len(fds))
-	var group errgroup.Group
-	group.SetLimit(runtime.GOMAXPROCS(0))
-	for i, fd := range fds {
-		group.Go(func() (err error) {
-			o := &open[i]
-			o.fd = fd
-			if o.link, err = d.Proc.Link(fmt.Sprintf("fd/%d", fd)); err != nil {
-				return err
-			}
-			if o.info, err = d.Proc.FDInfo(fd); err != nil {
-				return err
-			}
-			if err := unix.Stat(d.Proc.Path(fmt.Sprintf("fd/%d", fd)), &o.st); err != nil {
-				return fmt.Errorf("descriptor %d, %s: %w", fd, o.link, err)
-			}
-			return nil
-		})
+	seen, err := d.lookAtOnce()
+	if err != nil {
+		return err
 	}
-	if err := group.Wait(); err != nil {
+	open := make([]openFile, len(fds))
+	err = inParallel(len(fds), func(i int) (err error) {
+		o, fd := &open[i], fds[i]
+		if g, ok := seen[fd]; ok {
+			*o = g.openFile()
+			return nil
+		}
+		o.fd = fd
+		if o.link, err = d.Proc.Link(fmt.Sprintf("fd/%d", fd)); err != nil {
+			return err
+		}
+		if o.info, err = d.Proc.FDInfo(fd); err != nil {
+			return err
+		}
+		if err := unix.Stat(d.Proc.Path(fmt.Sprintf("fd/%d", fd)), &o.st); err != nil {
+			return fmt.Errorf("descriptor %d, %s: %w", fd, o.link, err)
+		}
+		return nil
+	})
+	if err != nil {
 		return err
 	}
 	descriptions, err := sameDescriptions(d.Proc.PID, open)
@@ -151,6 +156,10 @@ func sameDescriptions(pid int, open []openFile) ([]int, error) {
 	for i := range open {
 		first[i] = i
 		for _, j := range byLink[open[i].link] {
+			if open[i].st.Mode&unix.S_IFMT == unix.S_IFSOCK { // of which there is one each
+				first[i] = j
+				break
+			}
 			order, err := kcmp(pid, pid, kcmpFile, open[i].fd, open[j].fd)
 			if err != nil {
 				return nil, fmt.Errorf("comparing descriptors %d and %d: %w", open[i].fd, open[j].fd, err)
@@ -174,10 +183,14 @@ func (d *ProcessDump) dumpFile(o *openFile) (image.Index, error) {
 		Object: image.None, Pipe: image.None, Socket: image.None,
 	}
 	kind, known := o.classify()
-	if !known {
+	switch {
+	case o.socket != nil:
+		f.Kind, f.TCP = image.FileTCP, o.socket
+		d.sharing.check(d.Findings, o, &f)
+	case !known:
 		d.blockFile(o)
 		kind, f.Path = image.FileDevice, os.DevNull // so that reading can go on
-	} else {
+	default:
 		f.Kind = kind
 		if err := d.dumpOwner(o, &f); err != nil {
 			return 0, err

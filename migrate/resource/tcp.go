@@ -125,6 +125,15 @@ func boundToDevice(fd int) bool {
 
 // inOwnNetwork reports a socket of this process's network namespace.
 func (d *TreeDump) inOwnNetwork(fd int) (bool, error) {
+	network, err := networkOf(fd)
+	if err != nil {
+		return false, err
+	}
+	return d.isOwnNetwork(network)
+}
+
+// isOwnNetwork reports the cookie of this process's network namespace.
+func (d *TreeDump) isOwnNetwork(network uint64) (bool, error) {
 	if d.network == 0 {
 		own, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
@@ -135,8 +144,7 @@ func (d *TreeDump) inOwnNetwork(fd int) (bool, error) {
 			return false, err
 		}
 	}
-	network, err := networkOf(fd)
-	return network == d.network, err
+	return network == d.network, nil
 }
 
 // networkOf identifies the network namespace of a socket.

@@ -14,6 +14,7 @@ import (
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/procfs"
 	"github.com/pagurus-project/pagurus/parasite"
+	"github.com/pagurus-project/pagurus/tcprepair"
 )
 
 // A TreeDump is what is known at the source of a tree over the whole time of
@@ -41,7 +42,8 @@ type TreeDump struct {
 	objectIndex map[fileID]image.Index
 	summedUp    map[string]bool // files that were open, by their links
 	sharing     *sharing
-	network     uint64 // the cookie of our network namespace; 0: not asked yet
+	settings    tcprepair.Settings // of the image being taken
+	network     uint64             // the cookie of our network namespace; 0: not asked yet
 	waits       waits
 	outsiders   outsiders
 	clocksRead  time.Time              // when the image's clocks were read
@@ -65,6 +67,9 @@ type mappedKey struct {
 type Readers struct {
 	Flags  *procfs.FlagReader
 	Sleeps *procfs.SleepReader
+	// Both or none: what descriptors of sockets show at once.
+	Descriptors *procfs.DescriptorReader
+	Sockets     *tcprepair.Layout
 }
 
 // NewTreeDump starts with nothing known. The readers and the digests may be
@@ -149,6 +154,7 @@ func leaderFirst(pid int, tids []int) []int {
 // remote calls in them and has released its memory there when it returns.
 func (d *TreeDump) Dump(ctx context.Context, stopped []*parasite.Process) (*image.Image, error) {
 	d.image = &image.Image{Version: image.Version, Host: d.host}
+	d.settings = make(tcprepair.Settings)
 	d.pipes, d.sockets = make(map[uint64]image.Index), make(map[uint32]unixEnd)
 	for i, target := range stopped {
 		d.image.Processes = append(d.image.Processes, image.Process{PID: target.PID()})

@@ -13,6 +13,7 @@ import (
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/procfs"
 	"github.com/pagurus-project/pagurus/migrate/resource"
+	"github.com/pagurus-project/pagurus/tcprepair"
 )
 
 // HostConfig says on which host migrations start.
@@ -80,10 +81,13 @@ func New(ctx context.Context, config HostConfig) (*Host, error) {
 	if h.image, err = resource.LocalHost(ctx); err != nil {
 		return nil, fmt.Errorf("looking at this host: %w", err)
 	}
-	var noFlags, noSleeps error
+	var noFlags, noSleeps, noSockets, noDescriptors error
 	h.readers.Flags, noFlags = procfs.NewFlagReader()
 	h.readers.Sleeps, noSleeps = procfs.NewSleepReader()
-	h.Slow = errors.Join(noFlags, noSleeps, loses)
+	if h.readers.Sockets, noSockets = tcprepair.NewLayout(); noSockets == nil {
+		h.readers.Descriptors, noDescriptors = procfs.NewDescriptorReader()
+	}
+	h.Slow = errors.Join(noFlags, noSleeps, noSockets, noDescriptors, loses)
 	_ = resource.CanFillListeners() // it takes a while the first time, which is not to be in a freeze
 	return h, nil
 }
@@ -93,7 +97,7 @@ func New(ctx context.Context, config HostConfig) (*Host, error) {
 func (h *Host) Close() error {
 	h.stop()
 	h.background.Wait()
-	return errors.Join(h.failed, h.readers.Flags.Close(), h.readers.Sleeps.Close())
+	return errors.Join(h.failed, h.readers.Flags.Close(), h.readers.Sleeps.Close(), h.readers.Descriptors.Close())
 }
 
 // persistently does something until it does not fail, or for some tries.
