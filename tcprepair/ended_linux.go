@@ -24,7 +24,10 @@ func (s *Socket) end(fd int) (err error) {
 	if s.Failed {
 		former.State = Established
 	}
-	if err := former.connect(fd, false, nil); err != nil {
+	if err := former.establish(fd); err != nil {
+		return err
+	}
+	if err := former.equip(fd, false, nil); err != nil {
 		return err
 	}
 	if s.Failed {

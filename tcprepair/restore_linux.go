@@ -3,6 +3,7 @@ package tcprepair
 import (
 	"errors"
 	"fmt"
+	"maps"
 
 	"golang.org/x/sys/unix"
 
@@ -12,7 +13,11 @@ import (
 // A Restorer makes sockets. It knows how new ones look, so that many are made
 // quickly; as that can change (sysctl(8)), it is to be used for a moment. Its methods
 // may be called from any goroutine of one network namespace.
-type Restorer struct{ four, six inet.Fresh }
+type Restorer struct{ four, six fresh }
+
+// fresh is how options are in new sockets of a family, and in those that were given a
+// connection; nil: not known.
+type fresh struct{ unbound, connected inet.Fresh }
 
 // NewRestorer looks at new sockets.
 func NewRestorer() (*Restorer, error) {
@@ -32,13 +37,21 @@ func NewRestorer() (*Restorer, error) {
 	return r, nil
 }
 
-func freshOptions(ipv6 bool) (inet.Fresh, error) {
+func freshOptions(ipv6 bool) (f fresh, err error) {
 	fd, err := (&Socket{IPv6: ipv6}).socket()
 	if err != nil {
-		return nil, err
+		return f, err
 	}
 	defer unix.Close(fd)
-	return inet.TCP.Fresh(fd, ipv6)
+	if f.unbound, err = inet.TCP.Fresh(fd, ipv6); err != nil {
+		return f, err
+	}
+	f.connected = maps.Clone(f.unbound)
+	delete(f.connected, inet.TCP.Kind(unix.SOL_SOCKET, unix.SO_PRIORITY)) // depends on IP_TOS
+	// They are the connection's, and set whatever they are.
+	f.connected[inet.TCP.Kind(unix.SOL_SOCKET, unix.SO_INCOMING_CPU)] = nil
+	f.connected[inet.TCP.Kind(unix.SOL_TCP, unix.TCP_WINDOW_CLAMP)] = nil
+	return f, nil
 }
 
 // Restore makes a socket of what Dump has read on another host. A connection is
@@ -56,17 +69,20 @@ func (r *Restorer) Restore(s *Socket, early bool) (fd int, err error) {
 	if fd, err = s.socket(); err != nil {
 		return -1, err
 	}
-	fresh := r.four
-	switch {
-	case s.MPTCP:
-		fresh = nil
-	case s.IPv6:
-		fresh = r.six
-	}
-	if err := s.build(fd, early, fresh); err != nil {
+	if err := s.build(fd, early, r.fresh(s).unbound); err != nil {
 		return -1, errors.Join(fmt.Errorf("restoring %v of %v and %v: %w", s.State, s.Local, s.Remote, err), unix.Close(fd))
 	}
 	return fd, nil
+}
+
+func (r *Restorer) fresh(s *Socket) fresh {
+	switch {
+	case s.MPTCP:
+		return fresh{}
+	case s.IPv6:
+		return r.six
+	}
+	return r.four
 }
 
 // Restore makes one socket, as a Restorer does.
@@ -81,8 +97,16 @@ func (s *Socket) socket() (int, error) {
 }
 
 func (s *Socket) build(fd int, early bool, fresh inet.Fresh) error {
-	if err := s.bind(fd, early, fresh); err != nil {
+	if err := s.beforeBind(fd, fresh); err != nil {
 		return err
+	}
+	if s.State.Connected() {
+		return s.connect(fd, early, fresh)
+	}
+	if s.Local.IsValid() {
+		if err := inet.Bind(fd, s.Local, s.IPv6, early); err != nil {
+			return err
+		}
 	}
 	switch {
 	case s.State == Listen:
@@ -94,10 +118,8 @@ func (s *Socket) build(fd int, early bool, fresh inet.Fresh) error {
 		return nil // it can be told nothing yet
 	case s.Ended:
 		return s.end(fd)
-	case s.State == Closed:
-		return s.settle(fd)
 	}
-	return s.connect(fd, early, fresh)
+	return s.settle(fd)
 }
 
 // CanBind reports why this host would not let a socket without a connection have
@@ -126,9 +148,9 @@ func CanBind(s *Socket, early bool) error {
 	return inet.Bind(fd, s.Local, s.IPv6, early)
 }
 
-// bind gives the socket its local address, where no other socket is in the way
-// of that: in repair mode, which MPTCP does not have.
-func (s *Socket) bind(fd int, early bool, fresh inet.Fresh) error {
+// beforeBind sets what decides about the local address, and lets no other socket be in the
+// way of that: by repair mode, which MPTCP does not have.
+func (s *Socket) beforeBind(fd int, fresh inet.Fresh) error {
 	if err := inet.TCP.Set(fd, s.Options, fresh, inet.BeforeBind); err != nil {
 		return err
 	}
@@ -139,10 +161,7 @@ func (s *Socket) bind(fd int, early bool, fresh inet.Fresh) error {
 	} else if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_ON); err != nil {
 		return fmt.Errorf("entering repair mode: %w", err)
 	}
-	if !s.Local.IsValid() {
-		return nil
-	}
-	return inet.Bind(fd, s.Local, s.IPv6, early)
+	return nil
 }
 
 // settle gives a socket without a connection what is left.
@@ -163,12 +182,12 @@ func (s *Socket) leaveRepair(fd int) error {
 	if err := s.Buffers.Settle(fd); err != nil {
 		return err
 	}
-	return s.finish(fd)
+	return s.finish(fd, nil)
 }
 
 // finish sets what acts at once.
-func (s *Socket) finish(fd int) error {
-	if err := inet.TCP.Set(fd, s.Options, nil, inet.AtLast); err != nil {
+func (s *Socket) finish(fd int, fresh inet.Fresh) error {
+	if err := inet.TCP.Set(fd, s.Options, fresh, inet.AtLast); err != nil {
 		return err
 	}
 	if len(s.Filter) == 0 {
@@ -182,6 +201,49 @@ func (s *Socket) finish(fd int) error {
 
 // connect makes the connection as it was, without a packet.
 func (s *Socket) connect(fd int, early bool, fresh inet.Fresh) error {
+	local, err := inet.Sockaddr(s.Local, s.IPv6)
+	if err != nil {
+		return err
+	}
+	err = inet.Abroad(fd, s.IPv6, early, func() error {
+		if err := unix.Bind(fd, local); err != nil {
+			return fmt.Errorf("binding to %v: %w", s.Local, err)
+		}
+		return s.establish(fd)
+	})
+	if err != nil {
+		return err
+	}
+	return s.equip(fd, early, fresh)
+}
+
+// equip gives an established one its parts.
+func (s *Socket) equip(fd int, early bool, fresh inet.Fresh) error {
+	if err := setBuffers(fd, s); err != nil {
+		return err
+	}
+	if err := inet.Set(fd, unix.SOL_TCP, unix.TCP_REPAIR_OPTIONS, s.Negotiated.encode()); err != nil {
+		return fmt.Errorf("setting TCP_REPAIR_OPTIONS: %w", err)
+	}
+	if err := inet.TCP.Set(fd, s.Options, fresh, inet.WhileSilent); err != nil {
+		return err
+	}
+	if len(s.Receive.Data) > 0 || len(s.Send.Data) > s.Unsent {
+		if err := fill(fd, receiveQueue, s.Receive.Data); err != nil {
+			return fmt.Errorf("filling the receive queue: %w", err)
+		}
+		if err := fill(fd, sendQueue, s.Send.Data[:len(s.Send.Data)-s.Unsent]); err != nil {
+			return fmt.Errorf("filling the send queue: %w", err)
+		}
+	}
+	if early && s.hears() {
+		return nil // as above
+	}
+	return s.reach(fd)
+}
+
+// establish makes it of a bound socket.
+func (s *Socket) establish(fd int) error {
 	if err := inet.SetInt(fd, unix.SOL_TCP, unix.TCP_TIMESTAMP, s.Timestamp); err != nil {
 		return fmt.Errorf("setting TCP_TIMESTAMP: %w", err)
 	}
@@ -203,32 +265,13 @@ func (s *Socket) connect(fd int, early bool, fresh inet.Fresh) error {
 	if err := inet.SetInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG, min(s.Negotiated.MSS, maxUserMSS)); err != nil {
 		return fmt.Errorf("setting TCP_MAXSEG: %w", err)
 	}
-	err = inet.Abroad(fd, s.IPv6, early, func() error { return unix.Connect(fd, remote) })
-	if err != nil {
+	if err := unix.Connect(fd, remote); err != nil {
 		return fmt.Errorf("connecting: %w", err)
 	}
 	if err := inet.SetInt(fd, unix.SOL_TCP, unix.TCP_MAXSEG, 0); err != nil {
 		return fmt.Errorf("setting TCP_MAXSEG: %w", err)
 	}
-	if err := setBuffers(fd, s); err != nil {
-		return err
-	}
-	if err := inet.Set(fd, unix.SOL_TCP, unix.TCP_REPAIR_OPTIONS, s.Negotiated.encode()); err != nil {
-		return fmt.Errorf("setting TCP_REPAIR_OPTIONS: %w", err)
-	}
-	if err := inet.TCP.Set(fd, s.Options, fresh, inet.WhileSilent); err != nil {
-		return err
-	}
-	if err := fill(fd, receiveQueue, s.Receive.Data); err != nil {
-		return fmt.Errorf("filling the receive queue: %w", err)
-	}
-	if err := fill(fd, sendQueue, s.Send.Data[:len(s.Send.Data)-s.Unsent]); err != nil {
-		return fmt.Errorf("filling the send queue: %w", err)
-	}
-	if early && s.hears() {
-		return nil // as above
-	}
-	return s.reach(fd)
+	return nil
 }
 
 // Arrive goes on with a socket that was restored early, when its local address is the
@@ -261,6 +304,9 @@ func (s *Socket) hears() bool {
 
 // reach brings a connection from where it is established to where it was.
 func (s *Socket) reach(fd int) error {
+	if s.State == Established { // it is there
+		return s.setWindow(fd)
+	}
 	if err := s.close(fd); err != nil {
 		return err
 	}
@@ -380,13 +426,16 @@ func (s *Socket) reached(fd int) error {
 // nothing to a socket without a connection. What it needs of s is in its Rest. It
 // may be repeated, by whoever does not know whether it was done, as long as the
 // program has not used the socket.
-func Activate(fd int, s *Socket) error {
+func (r *Restorer) Activate(fd int, s *Socket) error {
 	if !s.State.Connected() {
 		return nil
 	}
-	unsent, err := s.unsent(fd)
-	if err != nil {
-		return err
+	var unsent []byte
+	if s.Unsent > 0 {
+		var err error
+		if unsent, err = s.unsent(fd); err != nil {
+			return err
+		}
 	}
 	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_OFF); err != nil {
 		return fmt.Errorf("leaving repair mode: %w", err)
@@ -399,11 +448,20 @@ func Activate(fd int, s *Socket) error {
 			return fmt.Errorf("sending FIN: %w", err)
 		}
 	}
-	if err := s.Buffers.Settle(fd); err != nil {
+	// So they are already, but for what the queues needed when they were filled.
+	if send, receive := s.room(); send != s.Buffers.Send || receive != s.Buffers.Receive {
+		if err := s.Buffers.Force(fd); err != nil {
+			return err
+		}
+	}
+	if err := s.Buffers.Lock(fd); err != nil {
 		return err
 	}
-	return s.finish(fd)
+	return s.finish(fd, r.fresh(s).connected)
 }
+
+// Activate lets one live, as a Restorer does.
+func Activate(fd int, s *Socket) error { return (&Restorer{}).Activate(fd, s) }
 
 // unsent is what the socket has not been given to send yet: all of it, unless
 // somebody has been there before. It leaves the socket in repair mode.
@@ -429,9 +487,13 @@ func (s *Socket) unsent(fd int) ([]byte, error) {
 // which depends on how the data lies: a restored queue can need more than the
 // original did.
 func setBuffers(fd int, s *Socket) error {
-	send := max(s.Buffers.Send, overhead*uint32(len(s.Send.Data)))
-	receive := max(s.Buffers.Receive, overhead*uint32(len(s.Receive.Data)))
+	send, receive := s.room()
 	return inet.Buffers{Send: send, Receive: receive}.Force(fd)
+}
+
+// room is how large they are then, in bytes.
+func (s *Socket) room() (send, receive uint32) {
+	return max(s.Buffers.Send, overhead*s.Send.bytes()), max(s.Buffers.Receive, overhead*s.Receive.bytes())
 }
 
 // overhead is how many bytes of buffer one of data takes at most.

@@ -88,7 +88,9 @@ type Queue struct {
 }
 
 // end is the sequence number behind the data.
-func (q *Queue) end() uint32 { return q.Seq + q.Skipped + uint32(len(q.Data)) }
+func (q *Queue) end() uint32 { return q.Seq + q.bytes() }
+
+func (q *Queue) bytes() uint32 { return q.Skipped + uint32(len(q.Data)) }
 
 // Rest is what of a connection Resume, Arrive and Activate need to know: without what
 // Restore has set for good.
@@ -102,6 +104,17 @@ func (s *Socket) Rest() *Socket {
 	sent := len(s.Send.Data) - s.Unsent
 	rest.Send = Queue{Seq: s.Send.Seq, Skipped: uint32(sent), Data: s.Send.Data[sent:]}
 	return &rest
+}
+
+// Undo is what of a socket Resume needs to know.
+func (s *Socket) Undo() *Socket {
+	undo := &Socket{State: s.State, Ended: s.Ended, Local: s.Local, Remote: s.Remote}
+	for _, o := range s.Options {
+		if o.Level == unix.SOL_SOCKET && o.Name == unix.SO_REUSEADDR { // of which repair mode has a value of its own
+			undo.Options = append(undo.Options, o)
+		}
+	}
+	return undo
 }
 
 // Window is struct tcp_repair_window.

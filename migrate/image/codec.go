@@ -43,19 +43,23 @@ var decMode = sync.OnceValue(func() cbor.DecMode {
 // Encode writes the image down.
 func (m *Image) Encode() ([]byte, error) {
 	m.Version = Version
-	return encode(m)
+	return encode(m.written())
 }
 
 // Decode reads an image that may come from anybody and checks it.
 func Decode(data []byte) (*Image, error) {
-	var m Image
-	if err := decode(data, &m); err != nil {
+	w := writtenImage{Image: &Image{}}
+	if err := decode(data, &w); err != nil {
 		return nil, fmt.Errorf("decoding an image: %w", err)
 	}
-	if err := m.Validate(); err != nil {
+	m, err := w.image()
+	if err == nil {
+		err = m.Validate()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("decoding an image: %w", err)
 	}
-	return &m, nil
+	return m, nil
 }
 
 // Encode writes the layout down.

@@ -29,7 +29,7 @@ type Arrival struct {
 // ArrivalOf is that of an image's sockets, the name that of guests. It is to be kept before they
 // are made, and again afterwards.
 func ArrivalOf(m *image.Image, name string) (a Arrival, err error) {
-	a.Connections = Connections(m)
+	a.Connections = connections(m, (*tcprepair.Socket).Rest)
 	a.Datagrams, a.Lost = datagrams(m)
 	a.Names, err = names(m)
 	a.Lodging = Lodging{name, StayingFlows(m)}
@@ -62,6 +62,10 @@ func (a *Arrival) Arrive() (lost []error) {
 	if err != nil {
 		lost = append(lost, fmt.Errorf("connections at addresses of other hosts: %w", err))
 	}
+	restorer, err := tcprepair.NewRestorer()
+	if err != nil {
+		restorer = &tcprepair.Restorer{} // slower
+	}
 	lost = append(lost, forEach(a.Connections, func(fd int, s *tcprepair.Socket) error {
 		if guests[flowOf(s)] {
 			if err := inet.SetTransparent(fd, s.IPv6, 1); err != nil {
@@ -71,7 +75,7 @@ func (a *Arrival) Arrive() (lost []error) {
 		if err := tcprepair.Arrive(fd, s); err != nil {
 			return err
 		}
-		return tcprepair.Activate(fd, s)
+		return restorer.Activate(fd, s)
 	})...)
 	for i := range a.Names {
 		if err := a.Names[i].Staged.Publish(); err != nil {

@@ -19,18 +19,21 @@ import (
 // stands still. It is plain data, to be kept for who takes over from an agent that died.
 type Connection struct {
 	PID  int               `json:"pid"`
-	FD   int               `json:"fd"` // one of its descriptors there
-	Rest *tcprepair.Socket `json:"rest"`
+	FD   int               `json:"fd"`   // one of its descriptors there
+	Rest *tcprepair.Socket `json:"rest"` // as much of it as is needed for what is to be done
 }
 
 func (c Connection) String() string {
 	return fmt.Sprintf("the TCP connection of %v and %v (descriptor %d of process %d)", c.Rest.Local, c.Rest.Remote, c.FD, c.PID)
 }
 
-// Connections lists those of an image.
-func Connections(m *image.Image) []Connection {
+// ToResume lists those of an image, for ResumeConnections.
+func ToResume(m *image.Image) []Connection { return connections(m, (*tcprepair.Socket).Undo) }
+
+// connections lists them, with a part of each.
+func connections(m *image.Image, part func(*tcprepair.Socket) *tcprepair.Socket) []Connection {
 	var all []Connection
-	eachConnection(m, func(pid, fd int, f *image.File) { all = append(all, Connection{pid, fd, f.TCP.Rest()}) })
+	eachConnection(m, func(pid, fd int, f *image.File) { all = append(all, Connection{pid, fd, part(f.TCP)}) })
 	return all
 }
 
@@ -62,7 +65,7 @@ func hasConnection(s *tcprepair.Socket) bool { return s.State.Connected() || s.E
 
 // WarnConnections tells what of those of an image begins anew.
 func (d *TreeDump) WarnConnections(m *image.Image) {
-	if n := len(Connections(m)); n > 0 {
+	if n := len(ToResume(m)); n > 0 {
 		d.Warn(migrate.CodeRecreated, "nothing has to be done", "of %d TCP connections the kernel hands over all but the congestion window, "+
 			"the estimate of the round-trip time and segments out of order: they begin anew, and the peer sends the last again; who is just connecting does that again", n)
 	}
@@ -89,9 +92,16 @@ func DumpConnections(m *image.Image) error {
 	}
 	var all []connection
 	eachConnection(m, func(pid, fd int, f *image.File) { all = append(all, connection{pid, fd, f}) })
+	processes := make(lender)
+	defer processes.close()
+	for _, c := range all {
+		if err := processes.open(c.pid); err != nil {
+			return err
+		}
+	}
 	return inParallel(len(all), func(i int) error {
 		c := all[i]
-		own, err := borrow(c.pid, c.fd)
+		own, err := processes.borrow(c.pid, c.fd)
 		if err != nil {
 			return err
 		}
@@ -150,10 +160,17 @@ func ResumeConnections(all []Connection) (lost []error) { return forEach(all, tc
 
 // forEach calls f for each, several at a time, with a descriptor of ours.
 func forEach(all []Connection, f func(fd int, s *tcprepair.Socket) error) (failed []error) {
+	processes := make(lender)
+	defer processes.close()
+	for _, c := range all {
+		if err := processes.open(c.PID); err != nil && !errors.Is(err, unix.ESRCH) {
+			failed = append(failed, fmt.Errorf("%v: %w", c, err))
+		}
+	}
 	var mu sync.Mutex
 	_ = inParallel(len(all), func(i int) error { // has nothing to tell
 		c := all[i]
-		own, err := borrow(c.PID, c.FD)
+		own, err := processes.borrow(c.PID, c.FD)
 		if errors.Is(err, unix.ESRCH) {
 			return nil // the process was killed, and has no connections any more
 		}

@@ -33,18 +33,33 @@ var epollFile = fileKind{
 // dumpEpoll reads the registrations from lines like
 //
 //	tfd:        5 events:       19 data: ffffffff00000007  pos:0 ino:80d sdev:f
-func dumpEpoll(d *ProcessDump, o *openFile, f *image.File) error {
+func dumpEpoll(d *ProcessDump, open []openFile, o *openFile, f *image.File) error {
 	f.Epoll = []image.Watch{}
+	device, err := socketDevice()
+	if err != nil {
+		return err
+	}
+	sockets := make(map[int]uint64) // the inodes of sockets, by their numbers
+	for i := range open {
+		if open[i].st.Mode&unix.S_IFMT == unix.S_IFSOCK {
+			sockets[open[i].fd] = open[i].st.Ino
+		}
+	}
 	same := make(map[int]int) // how often a number was met
 	for _, line := range o.info.Lines {
 		if line.Name != "tfd" {
 			continue
 		}
-		w, err := parseWatch(line.Value)
+		w, of, err := parseWatch(line.Value)
 		if err != nil {
 			return err
 		}
-		w.File, err = d.watched(o.fd, w.FD, same[w.FD])
+		// A socket has one open file description, which need not be looked for.
+		if inode, is := sockets[w.FD]; is && of == (kernelFile{device, inode}) {
+			w.File = d.fileOf(w.FD)
+		} else {
+			w.File, err = d.watched(o.fd, w.FD, same[w.FD])
+		}
 		same[w.FD]++
 		if err != nil {
 			return err
@@ -58,12 +73,31 @@ func dumpEpoll(d *ProcessDump, o *openFile, f *image.File) error {
 	return nil
 }
 
-func parseWatch(value string) (image.Watch, error) {
+// A kernelFile is what the kernel tells of a registered file: its device, in its own
+// encoding, and its inode.
+type kernelFile struct{ device, inode uint64 }
+
+// socketDevice is the device of all sockets.
+func socketDevice() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return 0, err
+	}
+	const minorBits = 20 // include/linux/kdev_t.h
+	return uint64(unix.Major(st.Dev))<<minorBits | uint64(unix.Minor(st.Dev)), nil
+}
+
+func parseWatch(value string) (w image.Watch, of kernelFile, err error) {
 	// The number stands first, then names, each followed by its value.
 	words := strings.Fields(strings.ReplaceAll(value, ":", ": "))
-	w := image.Watch{File: image.None}
+	w.File = image.None
 	if len(words) == 0 {
-		return w, fmt.Errorf("registration %q", value)
+		return w, of, fmt.Errorf("registration %q", value)
 	}
 	fd, err := strconv.ParseUint(words[0], 10, 31)
 	w.FD = int(fd)
@@ -77,26 +111,37 @@ func parseWatch(value string) (image.Watch, error) {
 			w.Events = uint32(events)
 		case "data:":
 			w.Data, err = strconv.ParseUint(words[i+1], 16, 64)
+		case "ino:":
+			of.inode, err = strconv.ParseUint(words[i+1], 16, 64)
+		case "sdev:":
+			of.device, err = strconv.ParseUint(words[i+1], 16, 64)
 		}
 		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
-		return w, fmt.Errorf("registration %q: %w", value, err)
+		return w, of, fmt.Errorf("registration %q: %w", value, err)
 	}
-	return w, nil
+	return w, of, nil
+}
+
+// fileOf is what one of the process's descriptors refers to.
+func (d *ProcessDump) fileOf(fd int) image.Index {
+	all := d.Process.Descriptors // by their numbers
+	if i, found := slices.BinarySearchFunc(all, fd, func(x image.Descriptor, fd int) int { return x.FD - fd }); found {
+		return all[i].File
+	}
+	return image.None
 }
 
 // watched finds the file of a registration among the process's descriptors:
 // most often it still has the number under which it was registered.
 func (d *ProcessDump) watched(epoll, number, occurrence int) (image.Index, error) {
-	all := d.Process.Descriptors // by their numbers
-	likely, found := slices.BinarySearchFunc(all, number, func(x image.Descriptor, number int) int { return x.FD - number })
-	if found {
+	if likely := d.fileOf(number); likely != image.None {
 		if same, err := isWatched(d.Proc.PID, number, epoll, number, occurrence); err != nil || same {
-			return all[likely].File, err
+			return likely, err
 		}
 	}
-	for _, x := range all {
+	for _, x := range d.Process.Descriptors {
 		if same, err := isWatched(d.Proc.PID, x.FD, epoll, number, occurrence); err != nil || same {
 			return x.File, err
 		}

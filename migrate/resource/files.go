@@ -228,7 +228,7 @@ func (d *ProcessDump) dumpLater(open []openFile, indices []int) error {
 	for i := range open {
 		f := &d.image.Files[indices[i]]
 		if f.Kind == image.FileEpoll && f.Epoll == nil {
-			if err := dumpEpoll(d, &open[i], f); err != nil {
+			if err := dumpEpoll(d, open, &open[i], f); err != nil {
 				return fmt.Errorf("descriptor %d: %w", open[i].fd, err)
 			}
 		}
@@ -243,16 +243,47 @@ func (d *ProcessDump) borrow(fd int) (int, error) {
 }
 
 func borrow(pid, fd int) (int, error) {
-	process, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return 0, fmt.Errorf("opening process %d: %w", pid, err)
+	l := make(lender)
+	defer l.close()
+	if err := l.open(pid); err != nil {
+		return 0, err
 	}
-	defer unix.Close(process)
+	return l.borrow(pid, fd)
+}
+
+// A lender has processes open from which many descriptors are to be borrowed (pidfd_getfd(2)).
+type lender map[int]int
+
+// open adds one, unless it is there.
+func (l lender) open(pid int) error {
+	if _, ok := l[pid]; ok {
+		return nil
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fmt.Errorf("opening process %d: %w", pid, err)
+	}
+	l[pid] = fd
+	return nil
+}
+
+// borrow may be called from any goroutine. Of a process that is not open there are none (ESRCH).
+func (l lender) borrow(pid, fd int) (int, error) {
+	process, ok := l[pid]
+	if !ok {
+		return 0, fmt.Errorf("getting descriptor %d of process %d: %w", fd, pid, unix.ESRCH)
+	}
 	own, err := unix.PidfdGetfd(process, fd, 0)
 	if err != nil {
 		return 0, fmt.Errorf("getting descriptor %d of process %d: %w", fd, pid, err)
 	}
 	return own, nil
+}
+
+func (l lender) close() {
+	for _, fd := range l {
+		unix.Close(fd)
+	}
 }
 
 // dumpOwner reads who gets signals from a descriptor (fcntl(2), F_GETOWN_EX).

@@ -18,14 +18,14 @@ func FuzzParseWatch(f *testing.F) {
 	f.Add("12 events: 40000001 data: ffffffffffffffff")
 	f.Add("")
 	f.Fuzz(func(t *testing.T, value string) {
-		w, err := parseWatch(value)
+		w, _, err := parseWatch(value)
 		if err != nil {
 			return
 		}
 		if w.FD < 0 {
 			t.Errorf("%q: descriptor %d", value, w.FD)
 		}
-		again, err := parseWatch(fmt.Sprintf("%d events: %x data: %x", w.FD, w.Events, w.Data))
+		again, _, err := parseWatch(fmt.Sprintf("%d events: %x data: %x", w.FD, w.Events, w.Data))
 		if err != nil || again != w {
 			t.Errorf("%q: %+v, and written again %+v, %v", value, w, again, err)
 		}

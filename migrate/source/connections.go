@@ -210,7 +210,7 @@ func (m *Migration) mustBeSettled() error {
 // dumpConnections reads the sockets with connections, and what waits in others. The tree does
 // not run any more.
 func (m *Migration) dumpConnections() error {
-	m.plan.Connections, m.plan.SocketFiles = resource.Connections(m.image), resource.SocketFiles(m.image)
+	m.plan.Connections, m.plan.SocketFiles = resource.ToResume(m.image), resource.SocketFiles(m.image)
 	m.plan.Looked = resource.ToLookAt(m.image)
 	if len(m.plan.Connections) == 0 && len(m.plan.SocketFiles) == 0 && len(m.plan.Looked) == 0 {
 		return nil

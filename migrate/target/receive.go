@@ -118,8 +118,10 @@ func (s *Shell) prepare(ctx context.Context, payload []byte, prepared func() err
 	if err := errors.Join(err, preparing.Wait()); err != nil {
 		return false, err
 	}
-	if err := s.arrival.Save(s.arrivalFile()); err != nil {
-		return false, err
+	if len(s.arrival.Names) > 0 { // of which more is known now
+		if err := s.arrival.Save(s.arrivalFile()); err != nil {
+			return false, err
+		}
 	}
 	var addresses []netip.Addr
 	if len(s.arrival.Lodging.Flows) > 0 {

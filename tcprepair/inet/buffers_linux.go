@@ -61,6 +61,11 @@ func (b Buffers) Settle(fd int) error {
 	if have.Locks == b.Locks {
 		return nil
 	}
+	return b.Lock(fd)
+}
+
+// Lock says which of them a program has chosen.
+func (b Buffers) Lock(fd int) error {
 	if err := SetInt(fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, b.Locks); err != nil {
 		return fmt.Errorf("setting SO_BUF_LOCK: %w", err)
 	}

@@ -42,6 +42,9 @@ func Open(typ int, i Identity) (fd int, err error) {
 	if fd, err = unix.Socket(domain, typ|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, i.Protocol); err != nil {
 		return -1, err
 	}
+	if int(i.UID) == unix.Geteuid() && int(i.GID) == unix.Getegid() {
+		return fd, nil
+	}
 	if err := unix.Fchown(fd, int(i.UID), int(i.GID)); err != nil {
 		return -1, errors.Join(fmt.Errorf("giving the socket to user %d: %w", i.UID, err), unix.Close(fd))
 	}
