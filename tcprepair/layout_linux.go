@@ -237,7 +237,6 @@ type Glance struct {
 	Socket   *Socket // without options
 	settings string  // what its options depend on
 	ipv6     bool
-	lively   []inet.Option // those that differ from connection to connection
 }
 
 // Glance looks at a copy of a socket, of at least Bytes. It is nil if the socket is no
@@ -279,18 +278,18 @@ func (l *Layout) Glance(sock []byte, uid, gid uint32) *Glance {
 		key = append(key, f.in(sock)...)
 	}
 	g.settings = string(key)
-	g.lively = []inet.Option{
+	g.Socket.Own = []inet.Option{
 		{Level: unix.SOL_TCP, Name: unix.TCP_WINDOW_CLAMP, Value: encode(l.clamp.number(sock))},
 		{Level: unix.SOL_SOCKET, Name: unix.SO_INCOMING_CPU, Value: encode(l.cpu.number(sock))},
 	}
 	if hops := int16(l.hops.number(sock)); g.ipv6 && hops >= 0 { // else it is the route's
-		g.lively = append(g.lively, inet.Option{Level: unix.SOL_IPV6, Name: unix.IPV6_UNICAST_HOPS, Value: encode(uint32(hops))})
+		g.Socket.Own = append(g.Socket.Own, inet.Option{Level: unix.SOL_IPV6, Name: unix.IPV6_UNICAST_HOPS, Value: encode(uint32(hops))})
 	}
 	return g
 }
 
-// lively are options that are no function of the settings.
-var lively = map[[2]int]bool{
+// own are options that are no function of the settings.
+var own = map[[2]int]bool{
 	{unix.SOL_TCP, unix.TCP_WINDOW_CLAMP}: true, {unix.SOL_SOCKET, unix.SO_INCOMING_CPU}: true, {unix.SOL_IPV6, unix.IPV6_UNICAST_HOPS}: true,
 }
 
@@ -307,22 +306,22 @@ func (all Settings) Complete(g *Glance, fd func() (int, error)) error {
 	}
 	known, ok := all[key]
 	if !ok {
-		own, err := fd()
+		opened, err := fd()
 		if err != nil {
 			return err
 		}
-		defer unix.Close(own)
-		read, err := inet.TCP.Read(own, g.ipv6)
+		defer unix.Close(opened)
+		read, err := inet.TCP.Read(opened, g.ipv6)
 		if err != nil {
 			return err
 		}
 		for _, o := range read {
-			if !lively[[2]int{o.Level, o.Name}] {
+			if !own[[2]int{o.Level, o.Name}] {
 				known = append(known, o)
 			}
 		}
 		all[key] = known
 	}
-	g.Socket.Options = append(known[:len(known):len(known)], g.lively...)
+	g.Socket.Options = known
 	return nil
 }

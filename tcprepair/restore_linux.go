@@ -166,7 +166,7 @@ func (s *Socket) beforeBind(fd int, fresh inet.Fresh) error {
 
 // settle gives a socket without a connection what is left.
 func (s *Socket) settle(fd int) error {
-	if err := inet.TCP.Set(fd, s.Options, nil, inet.WhileSilent); err != nil {
+	if err := s.set(fd, nil, inet.WhileSilent); err != nil {
 		return err
 	}
 	return s.leaveRepair(fd)
@@ -185,9 +185,17 @@ func (s *Socket) leaveRepair(fd int) error {
 	return s.finish(fd, nil)
 }
 
+// set sets the options of one time.
+func (s *Socket) set(fd int, fresh inet.Fresh, p inet.Phase) error {
+	if err := inet.TCP.Set(fd, s.Options, fresh, p); err != nil {
+		return err
+	}
+	return inet.TCP.Set(fd, s.Own, fresh, p)
+}
+
 // finish sets what acts at once.
 func (s *Socket) finish(fd int, fresh inet.Fresh) error {
-	if err := inet.TCP.Set(fd, s.Options, fresh, inet.AtLast); err != nil {
+	if err := s.set(fd, fresh, inet.AtLast); err != nil {
 		return err
 	}
 	if len(s.Filter) == 0 {
@@ -225,7 +233,7 @@ func (s *Socket) equip(fd int, early bool, fresh inet.Fresh) error {
 	if err := inet.Set(fd, unix.SOL_TCP, unix.TCP_REPAIR_OPTIONS, s.Negotiated.encode()); err != nil {
 		return fmt.Errorf("setting TCP_REPAIR_OPTIONS: %w", err)
 	}
-	if err := inet.TCP.Set(fd, s.Options, fresh, inet.WhileSilent); err != nil {
+	if err := s.set(fd, fresh, inet.WhileSilent); err != nil {
 		return err
 	}
 	if len(s.Receive.Data) > 0 || len(s.Send.Data) > s.Unsent {
@@ -247,10 +255,13 @@ func (s *Socket) establish(fd int) error {
 	if err := inet.SetInt(fd, unix.SOL_TCP, unix.TCP_TIMESTAMP, s.Timestamp); err != nil {
 		return fmt.Errorf("setting TCP_TIMESTAMP: %w", err)
 	}
-	for queue, seq := range map[int]uint32{receiveQueue: s.Receive.Seq, sendQueue: s.Send.Seq} {
-		err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, queue)
+	for _, queue := range []struct {
+		name int
+		seq  uint32
+	}{{receiveQueue, s.Receive.Seq}, {sendQueue, s.Send.Seq}} {
+		err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, queue.name)
 		if err == nil {
-			err = inet.SetInt(fd, unix.SOL_TCP, unix.TCP_QUEUE_SEQ, seq)
+			err = inet.SetInt(fd, unix.SOL_TCP, unix.TCP_QUEUE_SEQ, queue.seq)
 		}
 		if err != nil {
 			return fmt.Errorf("setting TCP_QUEUE_SEQ: %w", err)
@@ -382,6 +393,10 @@ func write(fd int, data []byte) error {
 // our FIN, which is not sent, and by the peer's segments, which are sent again
 // in its name.
 func (s *Socket) close(fd int) error {
+	// What is put into this queue, our FIN too, counts as sent and is not (tcp_write_xmit).
+	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, sendQueue); err != nil {
+		return fmt.Errorf("setting TCP_REPAIR_QUEUE: %w", err)
+	}
 	const fin = 1 // counts as a byte
 	ours := func() error {
 		if s.FINUnsent {

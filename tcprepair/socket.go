@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -75,7 +74,8 @@ type Socket struct {
 	Timestamp  uint32         `json:",omitzero"` // of this end, by the kernel's clock and the connection's offset
 
 	Buffers inet.Buffers  `json:",omitzero"`
-	Options []inet.Option `json:",omitzero"`
+	Options []inet.Option `json:",omitzero"` // may be another socket's, too: not to be written to
+	Own     []inet.Option `json:",omitzero"` // those of a Glance that no other connection has
 	Filter  inet.Filter   `json:",omitzero"` // SO_ATTACH_FILTER
 }
 
@@ -99,7 +99,7 @@ func (s *Socket) Rest() *Socket {
 	if s.Ended { // that may all happen in Arrive
 		return &rest
 	}
-	rest.Options = slices.DeleteFunc(slices.Clone(s.Options), func(o inet.Option) bool { return inet.TCP.Kind(o.Level, o.Name).Phase != inet.AtLast })
+	rest.Options = inet.TCP.Of(s.Options, inet.AtLast)
 	rest.Receive = Queue{Seq: s.Receive.Seq, Skipped: uint32(len(s.Receive.Data))}
 	sent := len(s.Send.Data) - s.Unsent
 	rest.Send = Queue{Seq: s.Send.Seq, Skipped: uint32(sent), Data: s.Send.Data[sent:]}
@@ -151,9 +151,11 @@ func (s *Socket) Validate() error {
 	if err := s.validateAddresses(); err != nil {
 		return err
 	}
-	for i := range s.Options {
-		if err := inet.TCP.Validate(&s.Options[i]); err != nil {
-			return fmt.Errorf("%w: %w", ErrInvalid, err)
+	for _, options := range [][]inet.Option{s.Options, s.Own} {
+		for i := range options {
+			if err := inet.TCP.Validate(&options[i]); err != nil {
+				return fmt.Errorf("%w: %w", ErrInvalid, err)
+			}
 		}
 	}
 	if len(s.Filter) > unix.BPF_MAXINSNS {

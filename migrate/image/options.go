@@ -53,6 +53,7 @@ func (m *Image) written() *writtenImage {
 // image gives the sockets their options back.
 func (w *writtenImage) image() (*Image, error) {
 	m, used := w.Image, w.Used
+	known := make(map[string][]inet.Option) // sockets that have the same ones share them
 	for i := range m.Files {
 		s := m.Files[i].TCP
 		if s == nil {
@@ -61,14 +62,16 @@ func (w *writtenImage) image() (*Image, error) {
 		if len(used) == 0 {
 			return nil, invalid("a TCP socket without a word about its options")
 		}
-		for rest := used[0]; len(rest) > 0; {
+		options, ok := known[string(used[0])]
+		for rest := used[0]; !ok && len(rest) > 0; {
 			place, n := binary.Uvarint(rest)
 			if n <= 0 || place >= uint64(len(w.Options)) {
 				return nil, invalid("options of file %d that are not there", i)
 			}
-			s.Options, rest = append(s.Options, w.Options[place]), rest[n:]
+			options, rest = append(options, w.Options[place]), rest[n:]
 		}
-		used = used[1:]
+		known[string(used[0])] = options
+		s.Options, used = options, used[1:]
 	}
 	if len(used) > 0 {
 		return nil, invalid("options of %d sockets that are not there", len(used))

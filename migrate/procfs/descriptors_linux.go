@@ -1,10 +1,10 @@
 package procfs
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"sync"
@@ -25,8 +25,8 @@ type DescriptorReader struct {
 	program *ebpf.Program // nil: no BPF
 	copy    *ebpf.Map     // where the program copies sockets to
 
-	mu   sync.Mutex // one reading at a time
-	data []byte     // of the last one, whose memory is used again
+	mu     sync.Mutex // one reading at a time
+	buffer []byte
 }
 
 // A Descriptor is one of a process's.
@@ -57,7 +57,7 @@ func NewDescriptorReader() (*DescriptorReader, error) {
 	if err := r.load(); err != nil {
 		return &DescriptorReader{}, errors.Join(fmt.Errorf("loading the iterator over descriptors: %w", err), r.Close())
 	}
-	if _, err := r.Read(Process{PID: os.Getpid()}); err != nil {
+	if err := r.Each(Process{PID: os.Getpid()}, func(*Descriptor) error { return nil }); err != nil {
 		return &DescriptorReader{}, errors.Join(fmt.Errorf("trying the iterator over descriptors: %w", err), r.Close())
 	}
 	return r, nil
@@ -78,25 +78,47 @@ func (r *DescriptorReader) Close() error {
 	return errors.Join(errs...)
 }
 
-// Read lists those of a process by their numbers; nil without BPF.
-func (r *DescriptorReader) Read(p Process) ([]Descriptor, error) {
+// Each calls visit for those of a process by their numbers, until it fails: for none without
+// BPF. What it is given is only good until it returns.
+func (r *DescriptorReader) Each(p Process, visit func(*Descriptor) error) error {
 	if r == nil || r.program == nil {
-		return nil, nil
+		return nil
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	iterator, err := openTaskIterator(r.program.FD(), p.PID)
 	if err != nil {
-		return nil, fmt.Errorf("iterating over the descriptors of %d: %w", p.PID, err)
+		return fmt.Errorf("iterating over the descriptors of %d: %w", p.PID, err)
 	}
 	defer iterator.Close()
-	buffer := bytes.NewBuffer(r.data[:0])
-	if _, err := buffer.ReadFrom(iterator); err != nil {
-		return nil, fmt.Errorf("iterating over the descriptors of %d: %w", p.PID, err)
+	if r.buffer == nil {
+		r.buffer = make([]byte, bufferBytes)
 	}
-	r.data = buffer.Bytes()
-	return descriptorsOf(bytes.Clone(r.data))
+	for kept := 0; ; {
+		n, err := iterator.Read(r.buffer[kept:])
+		if errors.Is(err, io.EOF) && kept == 0 {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("iterating over the descriptors of %d: %w", p.PID, err)
+		}
+		data := r.buffer[:kept+n]
+		for {
+			d, bytes := firstDescriptor(data)
+			if d == nil {
+				break
+			}
+			if err := visit(d); err != nil {
+				return err
+			}
+			data = data[bytes:]
+		}
+		kept = copy(r.buffer, data)
+	}
 }
+
+// bufferBytes has room for several records.
+const bufferBytes = 64 << 10
 
 // The record that the program writes of a descriptor: numbers of 8 bytes, and a socket.
 const (
@@ -117,33 +139,31 @@ const (
 	descriptorBytes
 )
 
-func descriptorsOf(data []byte) ([]Descriptor, error) {
-	var all []Descriptor
-	for len(data) > 0 {
-		if len(data) < descriptorBytes {
-			return nil, errors.New("a record is cut off")
-		}
-		word := func(at int) uint64 { return binary.NativeEndian.Uint64(data[at:]) }
-		d := Descriptor{
-			FD:      int(word(descriptorFD)),
-			CloExec: word(descriptorCloExec)>>(word(descriptorFD)%64)&1 != 0,
-			OpenFile: OpenFile{
-				Address: word(descriptorFile), Inode: word(descriptorInode),
-				Mode: uint32(word(descriptorMode)), UID: uint32(word(descriptorUID)), GID: uint32(word(descriptorGID)), Flags: int(word(descriptorFlags)),
-				Special: word(descriptorOwner) != 0 || word(descriptorLocks) != 0,
-				Network: word(descriptorNetwork),
-			},
-		}
-		socket := word(descriptorSocket)
-		if data = data[descriptorBytes:]; uint64(len(data)) < socket {
-			return nil, errors.New("a socket is cut off")
-		}
-		if socket > 0 {
-			d.TCP, data = data[:socket:socket], data[socket:]
-		}
-		all = append(all, d)
+// firstDescriptor is the first one that the program has written, and how long its record is;
+// nil if that is cut off.
+func firstDescriptor(data []byte) (*Descriptor, int) {
+	if len(data) < descriptorBytes {
+		return nil, 0
 	}
-	return all, nil
+	word := func(at int) uint64 { return binary.NativeEndian.Uint64(data[at:]) }
+	d := &Descriptor{
+		FD:      int(word(descriptorFD)),
+		CloExec: word(descriptorCloExec)>>(word(descriptorFD)%64)&1 != 0,
+		OpenFile: OpenFile{
+			Address: word(descriptorFile), Inode: word(descriptorInode),
+			Mode: uint32(word(descriptorMode)), UID: uint32(word(descriptorUID)), GID: uint32(word(descriptorGID)), Flags: int(word(descriptorFlags)),
+			Special: word(descriptorOwner) != 0 || word(descriptorLocks) != 0,
+			Network: word(descriptorNetwork),
+		},
+	}
+	bytes := descriptorBytes + int(word(descriptorSocket))
+	if len(data) < bytes {
+		return nil, 0
+	}
+	if bytes > descriptorBytes {
+		d.TCP = data[descriptorBytes:bytes]
+	}
+	return d, bytes
 }
 
 // load loads the program

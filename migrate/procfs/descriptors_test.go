@@ -1,6 +1,8 @@
 package procfs
 
 import (
+	"bytes"
+	"fmt"
 	"net"
 	"os"
 	"testing"
@@ -61,13 +63,14 @@ func TestDescriptorReader(t *testing.T) {
 	defer unix.Close(owned)
 
 	table := func() map[int]Descriptor {
-		all, err := reader.Read(Process{PID: os.Getpid()})
+		byNumber := make(map[int]Descriptor)
+		err := reader.Each(Process{PID: os.Getpid()}, func(d *Descriptor) error {
+			d.TCP = bytes.Clone(d.TCP)
+			byNumber[d.FD] = *d
+			return nil
+		})
 		if err != nil {
 			t.Fatal(err)
-		}
-		byNumber := make(map[int]Descriptor)
-		for _, d := range all {
-			byNumber[d.FD] = d
 		}
 		return byNumber
 	}
@@ -100,8 +103,9 @@ func TestDescriptorReader(t *testing.T) {
 // Without the program nothing is known, and nothing fails.
 func TestNoDescriptorReader(t *testing.T) {
 	for _, r := range []*DescriptorReader{nil, {}} {
-		if all, err := r.Read(Process{PID: os.Getpid()}); all != nil || err != nil {
-			t.Errorf("%v, %v", all, err)
+		err := r.Each(Process{PID: os.Getpid()}, func(d *Descriptor) error { return fmt.Errorf("descriptor %d", d.FD) })
+		if err != nil {
+			t.Error(err)
 		}
 	}
 }

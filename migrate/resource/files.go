@@ -108,8 +108,8 @@ func dumpDescriptors(d *ProcessDump) error {
 	open := make([]openFile, len(fds))
 	err = inParallel(len(fds), func(i int) (err error) {
 		o, fd := &open[i], fds[i]
-		if g, ok := seen[fd]; ok {
-			*o = g.openFile()
+		if at, ok := seen[fd]; ok {
+			*o = at
 			return nil
 		}
 		o.fd = fd

@@ -34,17 +34,18 @@ func TestGlance(t *testing.T) {
 		t.Fatal(err)
 	}
 	glance := func(fd int) *tcprepair.Glance {
-		all, err := descriptors.Read(procfs.Process{PID: os.Getpid()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, d := range all {
+		var g *tcprepair.Glance
+		found := false
+		err := descriptors.Each(procfs.Process{PID: os.Getpid()}, func(d *procfs.Descriptor) error {
 			if d.FD == fd {
-				return layout.Glance(d.TCP, d.UID, d.GID)
+				g, found = layout.Glance(d.TCP, d.UID, d.GID), true
 			}
+			return nil
+		})
+		if err != nil || !found {
+			t.Fatalf("descriptor %d is found: %t, %v", fd, found, err)
 		}
-		t.Fatalf("no descriptor %d", fd)
-		return nil
+		return g
 	}
 	for _, test := range []struct {
 		name, at, to string
@@ -74,15 +75,15 @@ func TestGlance(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				diff := cmp.Diff(labelled(want.Options), labelled(g.Socket.Options), cmpopts.IgnoreMapEntries(func(label string, _ []byte) bool {
+				diff := cmp.Diff(labelled(want.Options), labelled(slices.Concat(g.Socket.Options, g.Socket.Own)), cmpopts.IgnoreMapEntries(func(label string, _ []byte) bool {
 					// The route's, unless it was set: then a new socket has it, too.
-					_, told := labelled(g.Socket.Options)[label]
+					_, told := labelled(g.Socket.Own)[label]
 					return label == "IPV6_UNICAST_HOPS" && !told
 				}))
 				if diff != "" {
 					t.Errorf("after %s (-system calls +glance):\n%s", after, diff)
 				}
-				if diff := cmp.Diff(want, g.Socket, cmpopts.IgnoreFields(tcprepair.Socket{}, "Options", "Negotiated"), cmpopts.EquateEmpty(), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+				if diff := cmp.Diff(want, g.Socket, cmpopts.IgnoreFields(tcprepair.Socket{}, "Options", "Own", "Negotiated"), cmpopts.EquateEmpty(), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
 					t.Errorf("after %s (-system calls +glance):\n%s", after, diff)
 				}
 			}

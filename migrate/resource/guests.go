@@ -324,6 +324,7 @@ func HostAddresses(best netip.Addr) ([]netip.Addr, error) {
 
 // hideTransparency takes the option that guests need, and do not know of, out of what was read.
 func hideTransparency(s *tcprepair.Socket) {
+	s.Options = slices.Clone(s.Options)
 	for i := range s.Options {
 		if o := &s.Options[i]; o.Level == unix.SOL_IP && o.Name == unix.IP_TRANSPARENT {
 			o.Value = make([]byte, len(o.Value))

@@ -74,6 +74,17 @@ func (t *Table) Validate(o *Option) error {
 	return nil
 }
 
+// Of are those options that are set at one time.
+func (t *Table) Of(all []Option, p Phase) []Option {
+	var some []Option
+	for i := range all {
+		if t.Kind(all[i].Level, all[i].Name).Phase == p {
+			some = append(some, all[i])
+		}
+	}
+	return some
+}
+
 // ipv6FlowinfoSend is what x/sys/unix lacks of include/uapi/linux/in6.h.
 const ipv6FlowinfoSend = 33
 
