@@ -19,7 +19,7 @@ import (
 
 // crowds are how many clients a server has. Few of them ask, about once a millisecond; the
 // connections of the others are there.
-var crowds = []int{1000}
+var crowds = []int{1, 100, 1000}
 
 const asking = 2
 
