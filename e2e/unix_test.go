@@ -24,6 +24,7 @@ type unixAnswer struct {
 	Names   []string
 	Peers   []string
 	Kept    [][3]*string // what, the sender's name, and who that was
+	OfName  []string     `json:"of_name"` // connections of abstract names, and who has those
 	Removed string
 	Outer   string
 }
@@ -105,6 +106,10 @@ func TestUnixSockets(t *testing.T) {
 					},
 					Peers: []string{top + "/stream", top + "/box", "removed", log},
 					Kept:  append(kept, [3]*string{&own, nil, &ours}), Removed: "removed", Outer: "inner",
+					OfName: []string{
+						"waits answer 0 0", "waits answer 0 8", "waits answer 0 9", "waits answer 7 0", "waits answer 7 8", "waits answer 0 0",
+						"said 6", "free", "Address already in use", "Address already in use", "Address already in use",
+					},
 				}
 				if diff := cmp.Diff(want, got); diff != "" {
 					t.Fatalf("on %s (-want +got):\n%s", p.Host, diff)
@@ -127,6 +132,15 @@ func TestUnixSockets(t *testing.T) {
 					send(t, filepath.Join(t.TempDir(), sender), at("box"), second)
 					if r, err := bed.Move(ctx, p, to, "--rehearse"); err != nil || r.State != migrate.StateRehearsed {
 						t.Fatalf("rehearsing: %v, %s, %s", err, r.State, r.Stderr)
+					}
+					if err := within(t, to, func() error {
+						names, err := os.ReadFile("/proc/thread-self/net/unix")
+						if strings.Contains(string(names), top) {
+							t.Errorf("names that are left on %s:\n%s", to, names)
+						}
+						return err
+					}); err != nil {
+						t.Fatal(err)
 					}
 					before := at("stream")
 					moved(ctx, t, p, to)
@@ -213,14 +227,17 @@ func TestUnixRefused(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = taken.Close() })
 	if err := within(t, "host-b", func() error {
-		abstract, err := net.Listen("unix", "@pagurus"+top)
-		if err == nil {
+		for network, name := range map[string]string{"unix": "@pagurus" + top, "unixpacket": "@closed" + top} {
+			abstract, err := net.Listen(network, name)
+			if err != nil {
+				return err
+			}
 			t.Cleanup(func() { _ = abstract.Close() })
 		}
-		return err
+		return nil
 	}); err != nil {
 		t.Fatal(err)
 	}
-	refused(map[string]migrate.Code{top + "/stream": migrate.CodeAddressTaken, "@pagurus" + top: migrate.CodeAddressTaken})
+	refused(map[string]migrate.Code{top + "/stream": migrate.CodeAddressTaken, "@pagurus" + top: migrate.CodeAddressTaken, "@closed" + top: migrate.CodeAddressTaken})
 	askUnix(t, "host-a", "unix", filepath.Join(root("host-a"), top, "stream"))
 }

@@ -64,6 +64,10 @@ func (m *Image) Validate() error {
 		if len(s.Name) > maxSocketName || len(s.ToName) > maxSocketName {
 			return invalid("socket %d has a name of %d bytes, and sends to one of %d", i, len(s.Name), len(s.ToName))
 		}
+		connected := s.Ended || s.Peer != None
+		if s.Accepted && (!connected || len(s.Name) == 0 || s.Name[0] != 0 || s.Peer != None && m.Sockets[s.Peer].Accepted) {
+			return invalid("socket %d was accepted without a connection or a name, or as its peer was", i)
+		}
 		if s.File != nil {
 			if err := validatePath(s.File.Path); err != nil {
 				return fmt.Errorf("socket %d: %w", i, err)

@@ -212,6 +212,9 @@ func (d *ProcessDump) blockFile(o *openFile) {
 
 // dumpLater reads what needs all other descriptions to be known.
 func (d *ProcessDump) dumpLater(open []openFile, indices []int) error {
+	if err := d.connectUnixSockets(); err != nil {
+		return err
+	}
 	for i := range open {
 		f := &d.image.Files[indices[i]]
 		if f.Kind == image.FileEpoll && f.Epoll == nil {

@@ -87,10 +87,6 @@ func dumpUnix(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(wh
 			return nil
 		})
 		connected = false
-	case connected && !datagrams && len(s.Name) > 0 && s.Name[0] == 0:
-		refuse(fmt.Sprintf("a connection with the abstract name %s", printable(s.Name)), "close it before the move: only one name of that kind can be made at a time")
-		d.sockets[state.Inode] = unixEnd{index: image.None, peer: state.Peer} // its other end is not outside
-		return nil
 	case state.Waiting > 0 && !d.Inspect:
 		return fmt.Errorf("%w: %d connections wait for process %d to accept them, at %s", ErrTryAgain, state.Waiting, d.Proc.PID, printable(s.Name))
 	case state.Waiting > 0:
@@ -113,16 +109,14 @@ func dumpUnix(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(wh
 	f.Socket = len(d.image.Sockets)
 	d.image.Sockets = append(d.image.Sockets, s)
 	d.sockets[state.Inode] = unixEnd{index: f.Socket, peer: state.Peer, pending: state.Pending}
-	if state.Peer != 0 {
-		d.then(func() error { return d.connectUnix(o, state, f.Socket) })
-	}
+	d.unixEnds = append(d.unixEnds, unixSocketFound{o, state, f.Socket, connected && !datagrams})
 	return nil
 }
 
 // dumpUnixFile finds out where the file of a socket is. A connection needs none: nobody
 // connects to it.
 func (d *ProcessDump) dumpUnixFile(s *image.Socket, fd int, connection bool) error {
-	if connection || len(s.Name) == 0 || s.Name[0] == 0 {
+	if connection || len(s.Name) == 0 || isAbstract(s.Name) {
 		return nil
 	}
 	at, err := unixsock.FileOf(fd)
@@ -140,15 +134,14 @@ func (d *ProcessDump) connectUnix(o *openFile, state unixsock.State, index image
 	s := &d.image.Sockets[index]
 	peer, inside := d.sockets[state.Peer]
 	switch {
-	case inside && peer.index == image.None: // told already
-		return nil
 	case inside && peer.index == index:
 		d.Block(migrate.CodeDescriptor, "close it before the move", "descriptor %d of process %d, %s, is a unix socket that is connected to itself", o.fd, d.Proc.PID, o.link)
 		return nil
 	case inside && peer.peer == state.Inode && !d.byName(index, peer.index):
 		s.Peer = peer.index
 		other := &d.image.Sockets[peer.index]
-		if s.PeerUID != other.PeerUID || s.PeerGID != other.PeerGID {
+		apart := s.Accepted || other.Accepted || d.Inspect && (isAbstract(s.Name) || isAbstract(other.Name))
+		if !apart && (s.PeerUID != other.PeerUID || s.PeerGID != other.PeerGID) {
 			d.Block(migrate.CodeDescriptor, "close it before the move", "descriptor %d of process %d, %s, is a connection whose ends know each other as users %d and %d (groups %d and %d)", o.fd, d.Proc.PID, o.link, s.PeerUID, other.PeerUID, s.PeerGID, other.PeerGID)
 		}
 		return nil
@@ -164,7 +157,7 @@ func (d *ProcessDump) connectUnix(o *openFile, state unixsock.State, index image
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if len(other.Name) > 0 && (other.Name[0] == 0 || other.Name[0] == '/') {
+		if len(other.Name) > 0 && (isAbstract(other.Name) || other.Name[0] == '/') {
 			s.ToName = other.Name
 			return nil
 		}
@@ -199,9 +192,12 @@ func (d *ProcessDump) waitsForTree(inode uint32) bool {
 	return false
 }
 
+// isAbstract reports a name that is no path (unix(7)).
+func isAbstract(name []byte) bool { return len(name) > 0 && name[0] == 0 }
+
 // printable is a socket's name as tools show it: an abstract one begins with "@".
 func printable(name []byte) string {
-	if len(name) > 0 && name[0] == 0 {
+	if isAbstract(name) {
 		return "@" + strings.ReplaceAll(string(name[1:]), "\x00", "@")
 	}
 	return string(name)
@@ -224,7 +220,7 @@ func checkUnix(c *Check, f *image.File) {
 		c.Block(migrate.CodeDescriptor, "choose another host", "a socket of the process cannot be made there: %v", err)
 	case s.File != nil:
 		c.checkUnixFile(s)
-	case len(s.Name) > 0 && s.Name[0] == 0:
+	case isAbstract(s.Name):
 		err := tryUnix(s.Type, func(fd int) error { return name.Bind(fd, unixsock.Access{}) })
 		if errors.Is(err, unix.EADDRINUSE) {
 			c.Block(migrate.CodeAddressTaken, "end what uses it there, or choose another host", "a socket of the process has the abstract name %s, which is in use there", printable(s.Name))
@@ -300,7 +296,7 @@ type Name struct {
 func names(m *image.Image) ([]Name, error) {
 	var all []Name
 	for i := range m.Sockets {
-		if len(m.Sockets[i].Name) == 0 {
+		if len(m.Sockets[i].Name) == 0 || m.Sockets[i].Accepted {
 			continue
 		}
 		staged, err := stage(&m.Sockets[i])

@@ -17,6 +17,12 @@ import (
 // makeUnixSockets makes all unix sockets, in the shell, so that each end of a connection
 // knows the right process as its peer (SO_PEERCRED), and fills their queues.
 func (r *ProcessRestore) makeUnixSockets() error {
+	if err := r.makeOrphans(); err != nil {
+		return err
+	}
+	if err := r.makeListeners(); err != nil {
+		return err
+	}
 	for i := range r.Image.Sockets {
 		if _, ok := r.sockets[i]; ok {
 			continue
@@ -69,6 +75,11 @@ func (r *ProcessRestore) makeSocket(index image.Index) error {
 	r.sockets[index] = own
 	if err := r.nameSocket(index); err != nil {
 		return err
+	}
+	if s.Listens {
+		if err := r.makeAccepted(fd, own, r.acceptedFrom(s)); err != nil {
+			return err
+		}
 	}
 	b := r.batch()
 	if s.Listens {
