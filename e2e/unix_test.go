@@ -25,6 +25,7 @@ type unixAnswer struct {
 	Peers   []string
 	Kept    [][3]*string // what, the sender's name, and who that was
 	OfName  []string     `json:"of_name"` // connections of abstract names, and who has those
+	Found   []string     // by passing.py
 	Removed string
 	Outer   string
 }
@@ -164,6 +165,46 @@ func TestUnixSockets(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestUnixPassed: descriptors that are on their way in unix sockets arrive on the new host, those
+// that the program holds, too, as duplicates of what it holds.
+func TestUnixPassed(t *testing.T) {
+	need(t, "python3")
+	ctx := limit(t, 3*time.Minute)
+	top := t.TempDir()
+	p := start(ctx, t, "host-a", "python3", script(t, "passing.py"), top, "$ASK")
+	root, err := host(t, "host-a").Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer := func(again string) {
+		t.Helper()
+		got := askUnix(t, p.Host, "unix", filepath.Join(root, top, "stream")).Found
+		want := []string{
+			"plain", "held True 3", "again 5 5", "alone same 78 9 9 True", "event 1 1", "pipe in the pipe, more " + again + "x",
+			"memory True True 0", "memory True True 0", "box 1 ['box', 'file', 'stream'] True True True True", "watch True", "timer True", "self True True",
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Fatalf("on %s (-want +got):\n%s", p.Host, diff)
+		}
+	}
+	for i := range trips {
+		for _, to := range []string{"host-b", "host-a"} {
+			if r, err := bed.Move(ctx, p, to, "--rehearse"); err != nil || r.State != migrate.StateRehearsed {
+				t.Fatalf("rehearsing: %v, %s, %s", err, r.State, r.Stderr)
+			}
+			moved(ctx, t, p, to)
+			if root, err = host(t, to).Root(); err != nil {
+				t.Fatal(err)
+			}
+			again := ""
+			if i == 0 && to == "host-b" {
+				again = "half"
+			}
+			answer(again)
+		}
 	}
 }
 

@@ -200,6 +200,8 @@ type Option struct {
 type Message struct {
 	Data []byte `cbor:"data"`
 	From []byte `cbor:"from,omitempty"` // of a datagram: the sender's name, if it has one
+	// Passed are the open file descriptions that are on their way with it (SCM_RIGHTS).
+	Passed []Index `cbor:"passed,omitempty"`
 	// Credentials of the sender, if they are known. The PID is 0 in another PID namespace.
 	Known bool   `cbor:"known"`
 	PID   int    `cbor:"pid"`

@@ -82,7 +82,7 @@ func dumpUnix(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(wh
 		// One to a listener of the tree has this accepted first.
 		d.then(func() error {
 			if !d.waitsForTree(state.Inode) {
-				d.Block(migrate.CodeOutsideEnd, "close it before the move", "descriptor %d of process %d, %s, is a connection that its other end has not accepted yet", o.fd, d.Proc.PID, o.link)
+				d.Block(migrate.CodeOutsideEnd, "close it before the move", "%v, %s, is a connection that its other end has not accepted yet", o, o.link)
 			}
 			return nil
 		})
@@ -90,7 +90,10 @@ func dumpUnix(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(wh
 	case state.Waiting > 0 && !d.Inspect:
 		return fmt.Errorf("%w: %d connections wait for process %d to accept them, at %s", ErrTryAgain, state.Waiting, d.Proc.PID, printable(s.Name))
 	case state.Waiting > 0:
-		d.Warn(migrate.CodeDescriptor, "let the program accept them first", "%d connections wait in descriptor %d of process %d, which listens at %s", state.Waiting, o.fd, d.Proc.PID, printable(s.Name))
+		d.Warn(migrate.CodeDescriptor, "let the program accept them first", "%d connections wait in %v, which listens at %s", state.Waiting, o, printable(s.Name))
+	}
+	if passed, ok := o.info.Value("scm_fds"); ok && passed != "0" && d.Inspect { // of Linux 5.12 and later
+		d.Warn(migrate.CodeDescriptor, "let the program receive them first, should one of them be in the way", "%s descriptors are on their way in %v: what they are of is seen when the process stands still", passed, o)
 	}
 	s.Backlog = int(state.Backlog)
 	if err := d.dumpUnixFile(&s, fd, connected && !datagrams); err != nil {
@@ -101,7 +104,7 @@ func dumpUnix(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(wh
 		return fmt.Errorf("asking for its filter: %w", err)
 	}
 	if filtered {
-		d.Block(migrate.CodeDescriptor, "have the program detach it (SO_DETACH_FILTER)", "descriptor %d of process %d is a unix socket with a filter (%s)", o.fd, d.Proc.PID, o.link)
+		d.Block(migrate.CodeDescriptor, "have the program detach it (SO_DETACH_FILTER)", "%v is a unix socket with a filter (%s)", o, o.link)
 	}
 	if s.Options, err = readSocketOptions(fd, unixOptions); err != nil {
 		return err
@@ -135,18 +138,18 @@ func (d *ProcessDump) connectUnix(o *openFile, state unixsock.State, index image
 	peer, inside := d.sockets[state.Peer]
 	switch {
 	case inside && peer.index == index:
-		d.Block(migrate.CodeDescriptor, "close it before the move", "descriptor %d of process %d, %s, is a unix socket that is connected to itself", o.fd, d.Proc.PID, o.link)
+		d.Block(migrate.CodeDescriptor, "close it before the move", "%v, %s, is a unix socket that is connected to itself", o, o.link)
 		return nil
 	case inside && peer.peer == state.Inode && !d.byName(index, peer.index):
 		s.Peer = peer.index
 		other := &d.image.Sockets[peer.index]
 		apart := s.Accepted || other.Accepted || d.Inspect && (isAbstract(s.Name) || isAbstract(other.Name))
 		if !apart && (s.PeerUID != other.PeerUID || s.PeerGID != other.PeerGID) {
-			d.Block(migrate.CodeDescriptor, "close it before the move", "descriptor %d of process %d, %s, is a connection whose ends know each other as users %d and %d (groups %d and %d)", o.fd, d.Proc.PID, o.link, s.PeerUID, other.PeerUID, s.PeerGID, other.PeerGID)
+			d.Block(migrate.CodeDescriptor, "close it before the move", "%v, %s, is a connection whose ends know each other as users %d and %d (groups %d and %d)", o, o.link, s.PeerUID, other.PeerUID, s.PeerGID, other.PeerGID)
 		}
 		return nil
 	case inside && len(d.image.Sockets[peer.index].Name) == 0:
-		d.Block(migrate.CodeDescriptor, "close it before the move", "descriptor %d of process %d, %s, sends to a unix socket without a name, which does not send to it", o.fd, d.Proc.PID, o.link)
+		d.Block(migrate.CodeDescriptor, "close it before the move", "%v, %s, sends to a unix socket without a name, which does not send to it", o, o.link)
 		return nil
 	case inside: // of datagrams alone
 		s.To = peer.index
@@ -162,7 +165,7 @@ func (d *ProcessDump) connectUnix(o *openFile, state unixsock.State, index image
 			return nil
 		}
 	}
-	d.Block(migrate.CodeOutsideEnd, "close it there first", "descriptor %d of process %d, %s, is connected to a socket of another process", o.fd, d.Proc.PID, o.link)
+	d.Block(migrate.CodeOutsideEnd, "close it there first", "%v, %s, is connected to a socket of another process", o, o.link)
 	return nil
 }
 

@@ -85,7 +85,7 @@ func (d *ProcessDump) noteAccepted(e *unixSocketFound) error {
 		}
 	}
 	if others > 0 {
-		d.Block(migrate.CodeDescriptor, "close it before the move", "descriptor %d of process %d, %s, is one of several connections with the abstract name %s, one of which was bound to it", e.file.fd, d.Proc.PID, e.file.link, printable(s.Name))
+		d.Block(migrate.CodeDescriptor, "close it before the move", "%v, %s, is one of several connections with the abstract name %s, one of which was bound to it", e.file, e.file.link, printable(s.Name))
 	}
 	return nil
 }

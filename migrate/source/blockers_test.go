@@ -165,7 +165,7 @@ func TestBlockers(t *testing.T) {
 		warning string
 	}{
 		{"nothing", nil, ``, nil, ""},
-		{"pipe from outside", outsidePipe, ``, []blocker{{migrate.CodeOutsideEnd, "descriptor 4, "}}, ""},
+		{"pipe from outside", outsidePipe, ``, []blocker{{migrate.CodeOutsideEnd, "descriptor 4 of process "}}, ""},
 		{"socket pair from outside", outsideSocket, ``, []blocker{{migrate.CodeOutsideEnd, "descriptor 4 "}}, ""},
 		{"signals to another process", nil, `a, b = socket.socketpair(); fcntl.fcntl(a, fcntl.F_SETOWN, os.getppid())`, []blocker{{migrate.CodeOutsideEnd, "sends signals to"}}, ""},
 		{"network namespace", unshared(syscall.CLONE_NEWNET), ``, []blocker{{migrate.CodeNamespace, " net namespace "}}, ""},
@@ -207,7 +207,7 @@ func TestBlockers(t *testing.T) {
 		{"terminal", nil, `m, s = os.openpty(); fcntl.ioctl(s, 0x540E, 0)`, []blocker{{migrate.CodeProcessState, "controlling terminal"}, {migrate.CodeDescriptor, "descriptor "}}, ""},
 		{
 			"several", outsidePipe, `d = os.environ["DIR"] + "/d"; os.mkdir(d); os.chdir(d); os.rmdir(d); s = socket.socket(type=socket.SOCK_RAW, proto=1)`,
-			[]blocker{{migrate.CodeOutsideEnd, "descriptor 4, "}, {migrate.CodeFileGone, "/d"}, {migrate.CodeDescriptor, "an ICMP socket"}},
+			[]blocker{{migrate.CodeOutsideEnd, "descriptor 4 of process "}, {migrate.CodeFileGone, "/d"}, {migrate.CodeDescriptor, "an ICMP socket"}},
 			"",
 		},
 		{"watches", nil, `must(libc.inotify_add_watch(must(libc.inotify_init()), b"/tmp", 2))`, nil, "inotify"},

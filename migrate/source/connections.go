@@ -218,7 +218,10 @@ func (m *Migration) dumpConnections() error {
 	if err := m.save(); err != nil {
 		return err
 	}
-	if err := resource.DumpQueues(m.image); err != nil {
+	if err := m.dump.DumpQueues(); err != nil {
+		return err
+	}
+	if err := m.blocked(); err != nil {
 		return err
 	}
 	return resource.DumpConnections(m.image)
