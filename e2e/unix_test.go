@@ -174,16 +174,26 @@ func TestUnixPassed(t *testing.T) {
 	need(t, "python3")
 	ctx := limit(t, 3*time.Minute)
 	top := t.TempDir()
-	p := start(ctx, t, "host-a", "python3", script(t, "passing.py"), top, "$ASK")
-	root, err := host(t, "host-a").Root()
-	if err != nil {
-		t.Fatal(err)
+	// Each host has a file of its own with this content.
+	content := "/srv/local/passed-content"
+	var root string
+	for _, h := range []string{"host-b", "host-a"} {
+		var err error
+		if root, err = host(t, h).Root(); err == nil {
+			err = os.WriteFile(filepath.Join(root, content), []byte("what it says"), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := filepath.Join(root, content)
+		t.Cleanup(func() { _ = os.Remove(at) })
 	}
+	p := start(ctx, t, "host-a", "python3", script(t, "passing.py"), top, content, "$ASK")
 	answer := func(again string) {
 		t.Helper()
 		got := askUnix(t, p.Host, "unix", filepath.Join(root, top, "stream")).Found
 		want := []string{
-			"plain", "held True 3", "again 5 5", "alone same 78 9 9 True", "event 1 1", "pipe in the pipe, more " + again + "x",
+			"plain", "held True 3", "again 5 5", "alone same 78 9 9 True", "event 1 1", "content what  what it says", "pipe in the pipe, more " + again + "x",
 			"memory True True 0", "memory True True 0", "box 1 ['box', 'file', 'stream'] True True True True", "watch True", "timer True", "self True True",
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
@@ -196,6 +206,7 @@ func TestUnixPassed(t *testing.T) {
 				t.Fatalf("rehearsing: %v, %s, %s", err, r.State, r.Stderr)
 			}
 			moved(ctx, t, p, to)
+			var err error
 			if root, err = host(t, to).Root(); err != nil {
 				t.Fatal(err)
 			}

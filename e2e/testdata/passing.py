@@ -1,13 +1,13 @@
 """Has descriptors on their way in unix sockets (SCM_RIGHTS), and answers a line on a connection to
 "stream" in DIR: it receives them, tells as JSON what has become of each, and sends them again.
 
-Usage: passing.py DIR
+Usage: passing.py DIR FILE
 
 Some of them it holds, too, by another descriptor; others are on their way alone.
 """
 import array, ctypes, json, os, socket, struct, sys
 
-top = sys.argv[1]
+top, content = sys.argv[1:3]
 libc = ctypes.CDLL(None, use_errno=True)
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(top + "/stream")
@@ -76,6 +76,9 @@ def send_all():
     event = os.eventfd(mark, os.EFD_SEMAPHORE)
     send("packets", b"event", event)
     os.close(event)
+    for fd in os.open(content, os.O_RDONLY), os.open(content, os.O_RDONLY | os.O_CLOEXEC):
+        send("packets", b"content", fd)
+        os.close(fd)
     both = os.pipe()
     os.write(both[1], b"in the pipe")
     send("packets", b"pipe", both[0])
@@ -128,6 +131,8 @@ def take_all():
     said(what, what2, os.read(alone, 2).decode(), position(same), position(twice), os.get_inheritable(same))
     what, event = takes("packets")
     said(what, os.eventfd_read(event), os.eventfd_read(event) if mark > 1 else 1)
+    (what, one), (_, other) = takes("packets"), takes("packets")
+    said(what, os.read(one, 5).decode(), os.read(other, 50).decode())
     what, read = takes("packets")
     _, write, half_write = take("abstract", 100, 2)
     mine.append(write)

@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -62,7 +63,7 @@ func hasQueue(m *image.Image, f *image.File) bool {
 
 // DumpQueues reads what has come for the UDP and unix sockets of the image and was not read yet,
 // and what is on its way there. Their processes do not run any more. It stays there.
-func (d *TreeDump) DumpQueues() error {
+func (d *TreeDump) DumpQueues(ctx context.Context) error {
 	m := d.image
 	type queue struct {
 		at  Looked
@@ -104,7 +105,7 @@ func (d *TreeDump) DumpQueues() error {
 	}
 	for i := range queues {
 		for _, a := range queues[i].all {
-			if err := d.notePassed(&a, &queues[i].at); err != nil {
+			if err := d.notePassed(ctx, &a, &queues[i].at); err != nil {
 				return err
 			}
 			m.Sockets[i].Queue = append(m.Sockets[i].Queue, a.Message)
@@ -115,7 +116,7 @@ func (d *TreeDump) DumpQueues() error {
 }
 
 // notePassed finds the places in the image of what is on its way with a message.
-func (d *TreeDump) notePassed(a *arrived, in *Looked) error {
+func (d *TreeDump) notePassed(ctx context.Context, a *arrived, in *Looked) error {
 	p := &d.image.Processes[0] // which of them has the socket makes no difference
 	pd := &ProcessDump{TreeDump: d, Proc: procfs.Process{PID: p.PID}, Process: p}
 	for _, fd := range a.passed {
@@ -125,6 +126,12 @@ func (d *TreeDump) notePassed(a *arrived, in *Looked) error {
 		}
 		if err := pd.noteFile(o); err != nil {
 			return err
+		}
+		// What is on its way alone has not been seen while the process ran.
+		if o.st.Size <= maxFrozenDigested {
+			if err := d.AddDigests(ctx, d.image.Files[o.index:o.index+1]); err != nil {
+				return err
+			}
 		}
 		a.Passed = append(a.Passed, o.index)
 	}
