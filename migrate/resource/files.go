@@ -201,7 +201,7 @@ func (d *ProcessDump) dumpFile(o *openFile) (image.Index, error) {
 	kind, known := o.classify()
 	if o.in != nil && (kind == image.FileSocket || kind == image.FileEpoll) {
 		d.Block(migrate.CodeDescriptor, "let the program receive it first, or keep it open until it is received", "%v is %s, which no process has open", o, o.link)
-		kind, known, f.Path = image.FileDevice, true, os.DevNull
+		kind, f.Path = image.FileDevice, os.DevNull
 		f.Kind = kind
 	} else if !known {
 		d.blockFile(o)
