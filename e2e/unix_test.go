@@ -24,6 +24,8 @@ type unixAnswer struct {
 	Names   []string
 	Peers   []string
 	Kept    [][3]*string // what, the sender's name, and who that was
+	OfName  []string     `json:"of_name"` // connections of abstract names, and who has those
+	Found   []string     // by passing.py
 	Removed string
 	Outer   string
 }
@@ -105,6 +107,10 @@ func TestUnixSockets(t *testing.T) {
 					},
 					Peers: []string{top + "/stream", top + "/box", "removed", log},
 					Kept:  append(kept, [3]*string{&own, nil, &ours}), Removed: "removed", Outer: "inner",
+					OfName: []string{
+						"waits answer 0 0", "waits answer 0 8", "waits answer 0 9", "waits answer 7 0", "waits answer 7 8", "waits answer 0 0",
+						"said 6", "free", "Address already in use", "Address already in use", "Address already in use",
+					},
 				}
 				if diff := cmp.Diff(want, got); diff != "" {
 					t.Fatalf("on %s (-want +got):\n%s", p.Host, diff)
@@ -128,6 +134,15 @@ func TestUnixSockets(t *testing.T) {
 					if r, err := bed.Move(ctx, p, to, "--rehearse"); err != nil || r.State != migrate.StateRehearsed {
 						t.Fatalf("rehearsing: %v, %s, %s", err, r.State, r.Stderr)
 					}
+					if err := within(t, to, func() error {
+						names, err := os.ReadFile("/proc/thread-self/net/unix")
+						if strings.Contains(string(names), top) {
+							t.Errorf("names that are left on %s:\n%s", to, names)
+						}
+						return err
+					}); err != nil {
+						t.Fatal(err)
+					}
 					before := at("stream")
 					moved(ctx, t, p, to)
 					if _, err := os.Lstat(before); !shared && !errors.Is(err, fs.ErrNotExist) {
@@ -150,6 +165,57 @@ func TestUnixSockets(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestUnixPassed: descriptors that are on their way in unix sockets arrive on the new host, those
+// that the program holds, too, as duplicates of what it holds.
+func TestUnixPassed(t *testing.T) {
+	need(t, "python3")
+	ctx := limit(t, 3*time.Minute)
+	top := t.TempDir()
+	// Each host has a file of its own with this content.
+	content := "/srv/local/passed-content"
+	var root string
+	for _, h := range []string{"host-b", "host-a"} {
+		var err error
+		if root, err = host(t, h).Root(); err == nil {
+			err = os.WriteFile(filepath.Join(root, content), []byte("what it says"), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := filepath.Join(root, content)
+		t.Cleanup(func() { _ = os.Remove(at) })
+	}
+	p := start(ctx, t, "host-a", "python3", script(t, "passing.py"), top, content, "$ASK")
+	answer := func(again string) {
+		t.Helper()
+		got := askUnix(t, p.Host, "unix", filepath.Join(root, top, "stream")).Found
+		want := []string{
+			"plain", "held True 3", "again 5 5", "alone same 78 9 9 True", "event 1 1", "content what  what it says", "pipe in the pipe, more " + again + "x",
+			"memory True True 0", "memory True True 0", "box 1 ['box', 'file', 'stream'] True True True True", "watch True", "timer True", "self True True",
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Fatalf("on %s (-want +got):\n%s", p.Host, diff)
+		}
+	}
+	for i := range trips {
+		for _, to := range []string{"host-b", "host-a"} {
+			if r, err := bed.Move(ctx, p, to, "--rehearse"); err != nil || r.State != migrate.StateRehearsed {
+				t.Fatalf("rehearsing: %v, %s, %s", err, r.State, r.Stderr)
+			}
+			moved(ctx, t, p, to)
+			var err error
+			if root, err = host(t, to).Root(); err != nil {
+				t.Fatal(err)
+			}
+			again := ""
+			if i == 0 && to == "host-b" {
+				again = "half"
+			}
+			answer(again)
+		}
 	}
 }
 
@@ -213,14 +279,17 @@ func TestUnixRefused(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = taken.Close() })
 	if err := within(t, "host-b", func() error {
-		abstract, err := net.Listen("unix", "@pagurus"+top)
-		if err == nil {
+		for network, name := range map[string]string{"unix": "@pagurus" + top, "unixpacket": "@closed" + top} {
+			abstract, err := net.Listen(network, name)
+			if err != nil {
+				return err
+			}
 			t.Cleanup(func() { _ = abstract.Close() })
 		}
-		return err
+		return nil
 	}); err != nil {
 		t.Fatal(err)
 	}
-	refused(map[string]migrate.Code{top + "/stream": migrate.CodeAddressTaken, "@pagurus" + top: migrate.CodeAddressTaken})
+	refused(map[string]migrate.Code{top + "/stream": migrate.CodeAddressTaken, "@pagurus" + top: migrate.CodeAddressTaken, "@closed" + top: migrate.CodeAddressTaken})
 	askUnix(t, "host-a", "unix", filepath.Join(root("host-a"), top, "stream"))
 }

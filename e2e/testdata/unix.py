@@ -4,7 +4,8 @@ with what it knows of them, as JSON.
 Usage: unix.py DIR LOG
 
 Below DIR it listens at "stream" and "packets" (under another name until it had renamed it),
-and it listens at an abstract name of DIR. Datagrams to "box" are kept until the next
+and it listens at an abstract name of DIR. It has connections with that name and others, and
+tells what has become of their names, users and data. Datagrams to "box" are kept until the next
 question, and told with who has sent them. For each question it sends one to LOG.
 """
 import json, os, selectors, socket, struct, sys
@@ -47,6 +48,65 @@ os.unlink("removed")
 waits = bound(socket.SOCK_STREAM, "waits")  # for nothing
 new = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
+
+
+def connected(listener, uid=0, asks=False):
+    """A connection to a listener, seen as that of a user; asks: the client has got a name."""
+    client = socket.socket(socket.AF_UNIX, listener.type)
+    if asks:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    os.seteuid(uid)
+    client.connect(listener.getsockname())
+    os.seteuid(0)
+    return client, listener.accept()[0]
+
+
+os.seteuid(7)
+closed = bound(socket.SOCK_SEQPACKET, b"\0closed" + top.encode())
+closed.listen()
+os.seteuid(0)
+with_name = [connected(abstract), connected(abstract, 8), connected(abstract, 9, True), connected(closed), connected(closed, 8, True), connected(stream, 0, True)]
+client, lost = connected(closed, 6)
+client.send(b"said")
+client.close()
+closed.close()
+names = [(c.getsockname(), c.getpeername(), a.getsockname(), a.getpeername()) for c, a in with_name]
+
+
+def user(s):
+    pid, uid, gid = struct.unpack("=3i", s.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return uid if pid == os.getpid() else -1
+
+
+def about(client, accepted, names):
+    """What can be told of a connection, and whether it leads both ways."""
+    if (client.getsockname(), client.getpeername(), accepted.getsockname(), accepted.getpeername()) != names:
+        return "other names"
+    waits = accepted.recv(100, socket.MSG_DONTWAIT) if number > 1 else b"waits"
+    accepted.send(b"answer")
+    answer = client.recv(100, socket.MSG_DONTWAIT)
+    client.send(b"waits")
+    return "%s %s %d %d" % (waits.decode(), answer.decode(), user(client), user(accepted))
+
+
+def free(s, name):
+    """Whether a socket can have a name."""
+    try:
+        with s:
+            s.bind(name)
+        return "free"
+    except OSError as e:
+        return e.strerror
+
+
+def of_name():
+    said = lost.recv(100, socket.MSG_PEEK).decode()
+    held = [free(socket.socket(socket.AF_UNIX, kind), name) for kind, name in (
+        (socket.SOCK_SEQPACKET, lost.getsockname()), (abstract.type, abstract.getsockname()),
+        (socket.SOCK_STREAM, names[5][0]), (socket.SOCK_SEQPACKET, names[4][0]))]
+    return [about(*ends, known) for ends, known in zip(with_name, names)] + ["%s %d" % (said, user(lost))] + held
+
+
 selector = selectors.DefaultSelector()
 for s in listeners:
     selector.register(s, selectors.EVENT_READ)
@@ -78,6 +138,7 @@ while True:
                 "names": [str(s.getsockname()) for s in (stream, packets, abstract, box, removed, inner, outer, waits, new)],
                 "peers": [str(s.getpeername()) for s in (inner, to_box, to_removed, log)],
                 "kept": kept,
+                "of_name": of_name(),
                 "removed": removed.recv(100).decode(),
                 "outer": outer.recv(100).decode(),
             }).encode())

@@ -154,7 +154,11 @@ type Socket struct {
 	Options  []Option  `cbor:"options"`
 	Queue    []Message `cbor:"queue"` // received and not read
 
-	Ended   bool        `cbor:"ended,omitempty"`   // it was connected, and its peer is gone
+	Ended bool `cbor:"ended,omitempty"` // it was connected, and its peer is gone
+	// Accepted: its name, an abstract one, is that of the listener that it came from, which
+	// alone has it.
+	Accepted bool `cbor:"accepted,omitempty"`
+
 	Listens bool        `cbor:"listens,omitempty"` // with Backlog
 	Backlog int         `cbor:"backlog,omitempty"`
 	Name    []byte      `cbor:"name,omitempty"`    // as getsockname(2) tells it: a path, or NUL and an abstract name
@@ -196,6 +200,8 @@ type Option struct {
 type Message struct {
 	Data []byte `cbor:"data"`
 	From []byte `cbor:"from,omitempty"` // of a datagram: the sender's name, if it has one
+	// Passed are the open file descriptions that are on their way with it (SCM_RIGHTS).
+	Passed []Index `cbor:"passed,omitempty"`
 	// Credentials of the sender, if they are known. The PID is 0 in another PID namespace.
 	Known bool   `cbor:"known"`
 	PID   int    `cbor:"pid"`

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -18,6 +19,7 @@ const (
 	sigInfoSize = 128
 	maxPipe     = 1 << 30
 
+	maxPassed     = 253 // SCM_MAX_FD (include/net/scm.h)
 	maxSocketName = 108 // UNIX_PATH_MAX (include/uapi/linux/un.h)
 )
 
@@ -63,6 +65,15 @@ func (m *Image) Validate() error {
 		}
 		if len(s.Name) > maxSocketName || len(s.ToName) > maxSocketName {
 			return invalid("socket %d has a name of %d bytes, and sends to one of %d", i, len(s.Name), len(s.ToName))
+		}
+		for _, q := range s.Queue {
+			if len(q.Passed) > maxPassed || slices.ContainsFunc(q.Passed, func(f Index) bool { return f < 0 || f >= len(m.Files) }) {
+				return invalid("socket %d has a message with %d descriptors of %d files", i, len(q.Passed), len(m.Files))
+			}
+		}
+		connected := s.Ended || s.Peer != None
+		if s.Accepted && (!connected || len(s.Name) == 0 || s.Name[0] != 0 || s.Peer != None && m.Sockets[s.Peer].Accepted) {
+			return invalid("socket %d was accepted without a connection or a name, or as its peer was", i)
 		}
 		if s.File != nil {
 			if err := validatePath(s.File.Path); err != nil {

@@ -63,6 +63,19 @@ func TestValidate(t *testing.T) {
 		{"pipe too large", func(b in) { b.m.Pipes[0].Bytes = maxPipe + 1 }},
 		{"pipe that holds more than it can", func(b in) { b.m.Pipes[0].Bytes = 2 }},
 		{"socket with a peer that is not there", func(b in) { b.m.Sockets[0].Peer = 2 }},
+		{"passed file that is not there", func(b in) { b.m.Sockets[0].Queue[0].Passed = []Index{len(b.m.Files)} }},
+		{"more passed than can be", func(b in) { b.m.Sockets[0].Queue[0].Passed = make([]Index, 254) }},
+		{"passed file -1", func(b in) { b.m.Sockets[0].Queue[0].Passed = []Index{None} }},
+		{"accepted socket without a name", func(b in) { b.m.Sockets[0].Accepted = true }},
+		{"accepted socket with a path", func(b in) { b.m.Sockets[0].Accepted, b.m.Sockets[0].Name = true, []byte("/x") }},
+		{"accepted socket without a connection", func(b in) {
+			b.m.Sockets[0].Accepted, b.m.Sockets[0].Name, b.m.Sockets[0].Peer = true, []byte("\x00x"), None
+		}},
+		{"both ends accepted", func(b in) {
+			for i := range b.m.Sockets {
+				b.m.Sockets[i].Accepted, b.m.Sockets[i].Name = true, []byte("\x00x")
+			}
+		}},
 		{"socket with peer -2", func(b in) { b.m.Sockets[0].Peer = -2 }},
 
 		{"process without threads", func(b in) { b.p.Threads = nil }},

@@ -65,7 +65,7 @@ func dumpEpoll(d *ProcessDump, open []openFile, o *openFile, f *image.File) erro
 			return err
 		}
 		if w.File == image.None {
-			d.Block(migrate.CodeDescriptor, "have the program unregister it", "epoll descriptor %d of process %d watches a file that no descriptor of the process refers to any more", o.fd, d.Proc.PID)
+			d.Block(migrate.CodeDescriptor, "have the program unregister it", "%v, an epoll descriptor, watches a file that no descriptor of the process refers to any more", o)
 			continue
 		}
 		f.Epoll = append(f.Epoll, w)

@@ -32,7 +32,7 @@ var eventFile = fileKind{
 		if d.Inspect {
 			return nil
 		}
-		fd, err := d.borrow(o.fd)
+		fd, err := o.borrow()
 		if err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -50,15 +51,49 @@ func init() {
 	fileKinds[image.FileInotify] = inotifyFile
 }
 
-// An openFile is an open file description as it is found at the source.
+// An openFile is an open file description as it is found at the source: by a descriptor of a
+// process of the tree, or by one of ours, if it is on its way in a socket.
 type openFile struct {
-	fd   int    // one of the numbers it has
-	link string // what /proc/PID/fd/FD says
-	st   unix.Stat_t
-	info procfs.FDInfo
+	pid, fd int     // one of the descriptors that lead to it
+	in      *Looked // what it is on its way in; nil: a process has it
+	link    string  // what /proc/PID/fd/FD says
+	st      unix.Stat_t
+	info    procfs.FDInfo
+	index   image.Index
 	// A connection that was looked at, of which neither the device nor more of info is known.
 	socket *tcprepair.Socket
 }
+
+func (o *openFile) String() string {
+	if o.in != nil {
+		return fmt.Sprintf("a descriptor that is on its way in %v", o.in)
+	}
+	return fmt.Sprintf("descriptor %d of process %d", o.fd, o.pid)
+}
+
+// path leads to the file itself.
+func (o *openFile) path() string {
+	return procfs.Process{PID: o.pid}.Path(fmt.Sprintf("fd/%d", o.fd))
+}
+
+// look reads what there is to read of any description.
+func (o *openFile) look() (err error) {
+	p := procfs.Process{PID: o.pid}
+	if o.link, err = p.Link(fmt.Sprintf("fd/%d", o.fd)); err != nil {
+		return err
+	}
+	if o.info, err = p.FDInfo(o.fd); err != nil {
+		return err
+	}
+	if err := unix.Stat(o.path(), &o.st); err != nil {
+		return fmt.Errorf("%v, %s: %w", o, o.link, err)
+	}
+	return nil
+}
+
+// borrow gets this process a descriptor of the same open file description. It
+// is to be closed soon.
+func (o *openFile) borrow() (int, error) { return borrow(o.pid, o.fd) }
 
 // classify says of which kind a description is; false: of none that can move.
 func (o *openFile) classify() (image.FileKind, bool) {
@@ -106,74 +141,60 @@ func dumpDescriptors(d *ProcessDump) error {
 		return err
 	}
 	open := make([]openFile, len(fds))
-	err = inParallel(len(fds), func(i int) (err error) {
-		o, fd := &open[i], fds[i]
-		if at, ok := seen[fd]; ok {
-			*o = at
+	err = inParallel(len(fds), func(i int) error {
+		if at, ok := seen[fds[i]]; ok {
+			open[i] = at
 			return nil
 		}
-		o.fd = fd
-		if o.link, err = d.Proc.Link(fmt.Sprintf("fd/%d", fd)); err != nil {
-			return err
-		}
-		if o.info, err = d.Proc.FDInfo(fd); err != nil {
-			return err
-		}
-		if err := unix.Stat(d.Proc.Path(fmt.Sprintf("fd/%d", fd)), &o.st); err != nil {
-			return fmt.Errorf("descriptor %d, %s: %w", fd, o.link, err)
-		}
-		return nil
+		open[i] = openFile{pid: d.Proc.PID, fd: fds[i]}
+		return open[i].look()
 	})
 	if err != nil {
 		return err
 	}
-	descriptions, err := sameDescriptions(d.Proc.PID, open)
-	if err != nil {
-		return err
-	}
 	for i := range open {
-		index := descriptions[i]
-		if index == i {
-			if descriptions[i], err = d.dumpFile(&open[i]); err != nil {
-				return fmt.Errorf("descriptor %d, %s: %w", open[i].fd, open[i].link, err)
-			}
-			index = i
+		o := &open[i]
+		if err := d.noteFile(o); err != nil {
+			return err
 		}
 		d.Process.Descriptors = append(d.Process.Descriptors, image.Descriptor{
-			FD: open[i].fd, File: descriptions[index], CloExec: open[i].info.Flags&unix.O_CLOEXEC != 0,
+			FD: o.fd, File: o.index, CloExec: o.info.Flags&unix.O_CLOEXEC != 0,
 		})
 	}
-	d.then(func() error { return d.dumpLater(open, descriptions) })
+	d.then(func() error { return d.dumpLater(open) })
 	return nil
 }
 
-// sameDescriptions finds out which descriptors share an open file description:
-// for each the place of the first one that does. Only those that lead to the
-// same file can.
-func sameDescriptions(pid int, open []openFile) ([]int, error) {
-	first := make([]int, len(open))
-	byLink := make(map[string][]int)
-	for i := range open {
-		first[i] = i
-		for _, j := range byLink[open[i].link] {
-			if open[i].st.Mode&unix.S_IFMT == unix.S_IFSOCK { // of which there is one each
-				first[i] = j
-				break
-			}
-			order, err := kcmp(pid, pid, kcmpFile, open[i].fd, open[j].fd)
-			if err != nil {
-				return nil, fmt.Errorf("comparing descriptors %d and %d: %w", open[i].fd, open[j].fd, err)
-			}
-			if order == 0 {
-				first[i] = j
-				break
-			}
+// noteFile finds a description's place in the image, a new one if it was not met before.
+func (d *ProcessDump) noteFile(o *openFile) (err error) {
+	known, err := d.sameAs(o)
+	if err != nil {
+		return err
+	}
+	if known != nil {
+		o.index = known.index
+		return nil
+	}
+	if o.index, err = d.dumpFile(o); err != nil {
+		return fmt.Errorf("%v, %s: %w", o, o.link, err)
+	}
+	d.open[o.link] = append(d.open[o.link], o)
+	return nil
+}
+
+// sameAs finds the same description among those that were met. Only those that lead to the
+// same file can be.
+func (d *TreeDump) sameAs(o *openFile) (*openFile, error) {
+	for _, other := range d.open[o.link] {
+		order, err := kcmp(o.pid, other.pid, kcmpFile, o.fd, other.fd)
+		if err != nil {
+			return nil, fmt.Errorf("comparing %v and %v: %w", o, other, err)
 		}
-		if first[i] == i {
-			byLink[open[i].link] = append(byLink[open[i].link], i)
+		if order == 0 {
+			return other, nil
 		}
 	}
-	return first, nil
+	return nil, nil
 }
 
 // dumpFile adds a description to the image. One that cannot move is reported.
@@ -183,10 +204,14 @@ func (d *ProcessDump) dumpFile(o *openFile) (image.Index, error) {
 		Object: image.None, Pipe: image.None, Socket: image.None,
 	}
 	kind, known := o.classify()
-	switch {
+	switch alone := o.in != nil && (kind == image.FileSocket || kind == image.FileEpoll); {
 	case o.socket != nil:
 		f.Kind, f.TCP = image.FileTCP, o.socket
 		d.sharing.check(d.Findings, o, &f)
+	case alone:
+		d.Block(migrate.CodeDescriptor, "let the program receive it first, or keep it open until it is received", "%v is %s, which no process has open", o, o.link)
+		kind, f.Path = image.FileDevice, os.DevNull
+		f.Kind = kind
 	case !known:
 		d.blockFile(o)
 		kind, f.Path = image.FileDevice, os.DevNull // so that reading can go on
@@ -199,6 +224,9 @@ func (d *ProcessDump) dumpFile(o *openFile) (image.Index, error) {
 			return 0, err
 		}
 		d.dumpFileLocks(o, &f)
+		if o.in != nil && len(f.Locks) > 0 {
+			d.Block(migrate.CodeDescriptor, "let the program receive it first", "%v, %s, holds a lock, and no process has it open", o, o.link)
+		}
 		d.sharing.check(d.Findings, o, &f)
 	}
 	if f.Kind == "" {
@@ -220,28 +248,26 @@ func (d *ProcessDump) blockFile(o *openFile) {
 	case unix.S_IFIFO:
 		hint = "named pipes cannot move yet"
 	}
-	d.Block(migrate.CodeDescriptor, hint, "descriptor %d of process %d is %s", o.fd, d.Proc.PID, o.link)
+	d.Block(migrate.CodeDescriptor, hint, "%v is %s", o, o.link)
 }
 
 // dumpLater reads what needs all other descriptions to be known.
-func (d *ProcessDump) dumpLater(open []openFile, indices []int) error {
+func (d *ProcessDump) dumpLater(open []openFile) error {
+	if err := d.connectUnixSockets(); err != nil {
+		return err
+	}
 	for i := range open {
-		f := &d.image.Files[indices[i]]
+		f := &d.image.Files[open[i].index]
 		if f.Kind == image.FileEpoll && f.Epoll == nil {
 			if err := dumpEpoll(d, open, &open[i], f); err != nil {
-				return fmt.Errorf("descriptor %d: %w", open[i].fd, err)
+				return fmt.Errorf("%v: %w", &open[i], err)
 			}
 		}
 	}
 	return nil
 }
 
-// borrow gets this process a descriptor of the same open file description. It
-// is to be closed soon.
-func (d *ProcessDump) borrow(fd int) (int, error) {
-	return borrow(d.Proc.PID, fd)
-}
-
+// borrow gets this process a descriptor of what a process has as fd.
 func borrow(pid, fd int) (int, error) {
 	l := make(lender)
 	defer l.close()
@@ -291,7 +317,7 @@ func (d *ProcessDump) dumpOwner(o *openFile, f *image.File) error {
 	if o.info.Flags&unix.O_PATH != 0 {
 		return nil
 	}
-	fd, err := d.borrow(o.fd)
+	fd, err := o.borrow()
 	if err != nil {
 		return err
 	}
@@ -308,7 +334,7 @@ func (d *ProcessDump) dumpOwner(o *openFile, f *image.File) error {
 		return nil
 	}
 	if owner.ID != 0 && owner.ID != d.Proc.PID && !d.hasThread(owner.ID) {
-		d.Block(migrate.CodeOutsideEnd, "give its signals to the process itself (F_SETOWN)", "descriptor %d of process %d sends signals to %d", o.fd, d.Proc.PID, owner.ID)
+		d.Block(migrate.CodeOutsideEnd, "give its signals to the process itself (F_SETOWN)", "%v sends signals to %d", o, owner.ID)
 	}
 	f.Owner = &image.Owner{Type: owner.Type, ID: owner.ID, Signal: signal}
 	return nil
@@ -374,6 +400,9 @@ func restoreDescriptors(r *ProcessRestore) error {
 			}
 		}
 		highest = max(highest, d.FD)
+	}
+	if err := r.fillUnixSockets(); err != nil {
+		return err
 	}
 	if len(order) == 0 {
 		return nil
@@ -453,7 +482,49 @@ func (r *ProcessRestore) connectFiles() error {
 		}
 		done[d.File] = true
 	}
+	for _, index := range passedAlone(r.Image) {
+		if f := &r.Image.Files[index]; fileKinds[f.Kind].connect != nil && !done[index] {
+			if err := r.connectPassed(index, f); err != nil {
+				return fmt.Errorf("a descriptor on its way, %s: %w", f.Kind, err)
+			}
+		}
+		done[index] = true
+	}
 	return nil
+}
+
+// passedAlone lists the descriptions that are on their way in a socket, and that no process has
+// open.
+func passedAlone(m *image.Image) (all []image.Index) {
+	held := make(map[image.Index]bool)
+	for i := range m.Processes {
+		for _, d := range m.Processes[i].Descriptors {
+			held[d.File] = true
+		}
+	}
+	for i := range m.Sockets {
+		for _, q := range m.Sockets[i].Queue {
+			all = append(all, slices.DeleteFunc(slices.Clone(q.Passed), func(f image.Index) bool { return held[f] })...)
+		}
+	}
+	return all
+}
+
+// connectPassed does what needs a number in the shell for a description that has none there.
+func (r *ProcessRestore) connectPassed(index image.Index, f *image.File) error {
+	call := func(nr uintptr, args ...uintptr) (uintptr, error) { return r.leader().Syscall(r.Ctx, nr, args...) }
+	ours, err := call(unix.SYS_PIDFD_OPEN, uintptr(os.Getpid()), 0)
+	if err != nil {
+		return err
+	}
+	fd, err := call(unix.SYS_PIDFD_GETFD, ours, uintptr(r.files[index]), 0)
+	if err == nil {
+		err = fileKinds[f.Kind].connect(r, f, int(fd))
+		_, closing := call(unix.SYS_CLOSE, fd)
+		err = errors.Join(err, closing)
+	}
+	_, closing := call(unix.SYS_CLOSE, ours)
+	return errors.Join(err, closing)
 }
 
 // setStatusFlags gives a description that was not opened by a path its flags.

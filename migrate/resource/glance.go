@@ -33,18 +33,18 @@ func (d *ProcessDump) lookAtOnce() (glances, error) {
 		if !ours || g == nil {
 			return nil
 		}
-		if err := d.settings.Complete(g, func() (int, error) { return d.borrow(x.FD) }); err != nil {
+		if err := d.settings.Complete(g, func() (int, error) { return borrow(d.Proc.PID, x.FD) }); err != nil {
 			return fmt.Errorf("descriptor %d, the TCP connection of %v and %v: %w", x.FD, g.Socket.Local, g.Socket.Remote, err)
 		}
-		seen[x.FD] = connectionAt(x, g.Socket)
+		seen[x.FD] = connectionAt(d.Proc.PID, x, g.Socket)
 		return nil
 	})
 	return seen, err
 }
 
 // connectionAt is all that was seen.
-func connectionAt(x *procfs.Descriptor, s *tcprepair.Socket) openFile {
-	o := openFile{fd: x.FD, link: fmt.Sprintf("socket:[%d]", x.Inode), socket: s}
+func connectionAt(pid int, x *procfs.Descriptor, s *tcprepair.Socket) openFile {
+	o := openFile{pid: pid, fd: x.FD, link: fmt.Sprintf("socket:[%d]", x.Inode), socket: s}
 	o.st.Ino, o.st.Mode, o.st.Uid, o.st.Gid = x.Inode, x.Mode, x.UID, x.GID
 	o.info = procfs.FDInfo{Flags: x.Flags, Inode: x.Inode}
 	if x.CloExec {

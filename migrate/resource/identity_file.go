@@ -44,7 +44,7 @@ func (d *TreeDump) identity(link, path string, st *unix.Stat_t, written, mapped 
 }
 
 // AddDigests sums up the files of an inventory that were not yet. It reads them,
-// and is not to be called while the process stands still. What is another file by
+// and is not to be called for large ones while the process stands still. What is another file by
 // now is passed over.
 func (d *TreeDump) AddDigests(ctx context.Context, files []image.File) error {
 	for i := range files {

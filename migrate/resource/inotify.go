@@ -31,13 +31,13 @@ var inotifyFile = fileKind{
 				return err
 			}
 			if w.Path = watched.path(); w.Path == "" {
-				d.Block(migrate.CodeDescriptor, "have the program remove the watch", "inotify descriptor %d of process %d watches a file that has no path any more (%s)", o.fd, d.Proc.PID, line.Value)
+				d.Block(migrate.CodeDescriptor, "have the program remove the watch", "%v (inotify) watches a file that has no path any more (%s)", o, line.Value)
 				continue
 			}
 			f.Inotify.Watches = append(f.Inotify.Watches, w)
 		}
 		slices.SortFunc(f.Inotify.Watches, func(a, b image.InotifyWatch) int { return a.Number - b.Number })
-		fd, err := d.borrow(o.fd)
+		fd, err := o.borrow()
 		if err != nil {
 			return err
 		}
@@ -50,7 +50,7 @@ var inotifyFile = fileKind{
 			return fmt.Errorf("inotify descriptor %d has unread events: %w", o.fd, ErrTryAgain)
 		}
 		if len(f.Inotify.Watches) > 0 {
-			d.Warn(migrate.CodeDegraded, "", "events that inotify descriptor %d of process %d would get while the process stands still are lost", o.fd, d.Proc.PID)
+			d.Warn(migrate.CodeDegraded, "", "events that %v (inotify) would get while the process stands still are lost", o)
 		}
 		return nil
 	},

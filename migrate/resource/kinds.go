@@ -60,6 +60,7 @@ type ProcessDump struct {
 	Process *image.Process
 
 	batches  map[int]*parasite.Batch
+	unixEnds []unixSocketFound
 	after    []func() error
 	statuses map[int]procfs.Status // that were read, by thread
 }

@@ -83,7 +83,7 @@ func (d *ProcessDump) dumpFileLocks(o *openFile, f *image.File) {
 			l.Kind = image.LockFlock
 			f.Locks = append(f.Locks, l)
 		default:
-			d.Block(migrate.CodeDescriptor, "give it up before the move", "descriptor %d of process %d, %s, holds a lease (%s)", o.fd, d.Proc.PID, o.link, held.Kind)
+			d.Block(migrate.CodeDescriptor, "give it up before the move", "%v, %s, holds a lease (%s)", o, o.link, held.Kind)
 		}
 	}
 }

@@ -114,7 +114,7 @@ func dumpNetlink(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func
 		}
 	}
 	f.Kind, f.Netlink = image.FileNetlink, n
-	d.Warn(migrate.CodeRecreated, "have it look anew", "descriptor %d of process %d tells it of %s (netlink): what it knows of them is of the host that it leaves", o.fd, d.Proc.PID, netlinkProtocols[protocol])
+	d.Warn(migrate.CodeRecreated, "have it look anew", "%v tells it of %s (netlink): what it knows of them is of the host that it leaves", o, netlinkProtocols[protocol])
 	return nil
 }
 

@@ -26,7 +26,7 @@ var pipeEnd = fileKind{
 			d.pipes[o.st.Ino] = f.Pipe
 			d.image.Pipes = append(d.image.Pipes, image.Pipe{})
 		}
-		fd, err := d.borrow(o.fd)
+		fd, err := o.borrow()
 		if err != nil {
 			return err
 		}
@@ -37,7 +37,7 @@ var pipeEnd = fileKind{
 		}
 		if p.Bytes > mostPipe() {
 			d.Degrade(d.AllowDegraded, migrate.CodePrivilege, "raise fs.pipe-max-size, or give the agent CAP_SYS_RESOURCE",
-				"descriptor %d of process %d, a pipe of %d bytes, this agent may copy %d of them", o.fd, d.Proc.PID, p.Bytes, mostPipe())
+				"%v, a pipe of %d bytes, this agent may copy %d of them", o, p.Bytes, mostPipe())
 		}
 		if f.Flags&unix.O_ACCMODE == unix.O_WRONLY || p.Content != nil || d.Inspect {
 			return nil

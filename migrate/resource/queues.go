@@ -1,14 +1,18 @@
 package resource
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/migrate/procfs"
 	"github.com/pagurus-project/pagurus/tcprepair/udp"
 )
 
@@ -57,9 +61,20 @@ func hasQueue(m *image.Image, f *image.File) bool {
 	return s.Type == unix.SOCK_DGRAM || s.Peer != image.None || s.Ended
 }
 
-// DumpQueues reads what has come for the UDP and unix sockets of an image and was not read yet.
-// Their processes do not run any more. It stays there.
-func DumpQueues(m *image.Image) error {
+// DumpQueues reads what has come for the UDP and unix sockets of the image and was not read yet,
+// and what is on its way there. Their processes do not run any more. It stays there.
+func (d *TreeDump) DumpQueues(ctx context.Context) error {
+	m := d.image
+	type queue struct {
+		at  Looked
+		all []arrived
+	}
+	queues := make([]queue, len(m.Sockets))
+	defer func() {
+		for _, q := range queues {
+			closePassed(q.all)
+		}
+	}()
 	group := errgroup.Group{}
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	eachFile(m, func(pid, fd int, f *image.File) {
@@ -75,8 +90,9 @@ func DumpQueues(m *image.Image) error {
 			if f.UDP != nil {
 				f.UDP.Queue, err = udp.Queue(own)
 			} else {
-				s := &m.Sockets[f.Socket]
-				s.Queue, err = socketQueue(own, s.Type, s.Ended || s.Shutdown&shutReceive != 0)
+				s, q := &m.Sockets[f.Socket], &queues[f.Socket]
+				q.at = Looked{PID: pid, FD: fd}
+				q.all, err = socketQueue(own, s.Type, s.Ended || s.Shutdown&shutReceive != 0)
 			}
 			if err != nil {
 				return fmt.Errorf("reading the queue of descriptor %d of process %d: %w", fd, pid, err)
@@ -84,7 +100,42 @@ func DumpQueues(m *image.Image) error {
 			return nil
 		})
 	})
-	return group.Wait()
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	for i := range queues {
+		for _, a := range queues[i].all {
+			if err := d.notePassed(ctx, &a, &queues[i].at); err != nil {
+				return err
+			}
+			m.Sockets[i].Queue = append(m.Sockets[i].Queue, a.Message)
+		}
+	}
+	m.Objects = slices.Clone(d.objects) // one may be on its way alone
+	return nil
+}
+
+// notePassed finds the places in the image of what is on its way with a message.
+func (d *TreeDump) notePassed(ctx context.Context, a *arrived, in *Looked) error {
+	p := &d.image.Processes[0] // which of them has the socket makes no difference
+	pd := &ProcessDump{TreeDump: d, Proc: procfs.Process{PID: p.PID}, Process: p}
+	for _, fd := range a.passed {
+		o := &openFile{pid: os.Getpid(), fd: fd, in: in}
+		if err := o.look(); err != nil {
+			return err
+		}
+		if err := pd.noteFile(o); err != nil {
+			return err
+		}
+		// What is on its way alone has not been seen while the process ran.
+		if o.st.Size <= maxFrozenDigested {
+			if err := d.AddDigests(ctx, d.image.Files[o.index:o.index+1]); err != nil {
+				return err
+			}
+		}
+		a.Passed = append(a.Passed, o.index)
+	}
+	return nil
 }
 
 // Unlook gives sockets their options back that DumpQueues may have changed, before their

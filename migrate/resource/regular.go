@@ -14,13 +14,13 @@ import (
 // path, O_PATH descriptors among them.
 var regularFile = fileKind{
 	dump: func(d *ProcessDump, o *openFile, f *image.File) error {
-		link := d.Proc.Path(fmt.Sprintf("fd/%d", o.fd))
+		link := o.path()
 		var fs unix.Statfs_t
 		if err := unix.Statfs(link, &fs); err != nil {
 			return fmt.Errorf("reading its file system: %w", err)
 		}
 		if f.Kind == image.FileRegular && fs.Type == unix.PROC_SUPER_MAGIC {
-			d.Block(migrate.CodeDescriptor, "have the program close it: it shows the kernel of this host", "descriptor %d of process %d is %s", o.fd, d.Proc.PID, o.link)
+			d.Block(migrate.CodeDescriptor, "have the program close it: it shows the kernel of this host", "%v is %s", o, o.link)
 			f.Kind, f.Path = image.FileDevice, "/dev/null" // so that reading can go on
 			return nil
 		}
@@ -39,7 +39,7 @@ var regularFile = fileKind{
 			f.Flags |= unix.O_NOFOLLOW
 		}
 		if !d.reachable(o.link, &o.st) && f.Flags&unix.O_NOFOLLOW == 0 {
-			d.Block(migrate.CodeFileGone, "close it, or put the file back", "descriptor %d of process %d: %s was removed, renamed, replaced or is hidden by a mount", o.fd, d.Proc.PID, o.link)
+			d.Block(migrate.CodeFileGone, "close it, or put the file back", "%v: %s was removed, renamed, replaced or is hidden by a mount", o, o.link)
 		}
 		writes := f.Flags&unix.O_ACCMODE != unix.O_RDONLY
 		var err error

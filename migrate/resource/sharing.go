@@ -101,7 +101,7 @@ func (s *sharing) compare(p procfs.Process) {
 			continue
 		}
 		for _, h := range s.fds[link] {
-			if same, err := s.sameDescription(&openFile{fd: fd}, h); err == nil && same {
+			if same, err := s.sameDescription(&openFile{pid: p.PID, fd: fd}, h); err == nil && same {
 				s.same[fd] = h
 				break
 			}
@@ -138,7 +138,7 @@ func (s *sharing) check(findings *Findings, o *openFile, f *image.File) {
 		return
 	}
 	candidates := s.fds[o.link]
-	if strings.HasPrefix(o.link, "anon_inode:") {
+	if strings.HasPrefix(o.link, "anon_inode:") && o.in == nil {
 		candidates = nil
 		if h, ok := s.same[o.fd]; ok {
 			candidates = []holder{h}
@@ -149,7 +149,7 @@ func (s *sharing) check(findings *Findings, o *openFile, f *image.File) {
 		if err != nil {
 			continue // it is gone
 		}
-		other := fmt.Sprintf("descriptor %d, %s, is also held by process %d as %d", o.fd, o.link, h.pid, h.fd)
+		other := fmt.Sprintf("%v, %s, is also held by process %d as %d", o, o.link, h.pid, h.fd)
 		switch {
 		case f.Kind == image.FileRegular && !same:
 			continue // another description of the same file
@@ -165,7 +165,7 @@ func (s *sharing) check(findings *Findings, o *openFile, f *image.File) {
 		return // one is enough
 	}
 	if pid, ok := s.held[fileKey(unix.Major(o.st.Dev), unix.Minor(o.st.Dev), o.st.Ino)]; ok && f.Kind == image.FileObject {
-		findings.Block(migrate.CodeOutsideEnd, "end the other process first", "descriptor %d, %s, is of memory that process %d has, too", o.fd, o.link, pid)
+		findings.Block(migrate.CodeOutsideEnd, "end the other process first", "%v, %s, is of memory that process %d has, too", o, o.link, pid)
 	}
 }
 
@@ -184,7 +184,7 @@ func (h holder) holds(file *unix.Stat_t) bool {
 // sameDescription reports whether a holder's descriptor is a duplicate of one
 // of the tree's.
 func (s *sharing) sameDescription(o *openFile, h holder) (bool, error) {
-	order, err := kcmp(s.tree[0], h.pid, kcmpFile, o.fd, h.fd)
+	order, err := kcmp(o.pid, h.pid, kcmpFile, o.fd, h.fd)
 	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.EBADF) {
 		return false, err
 	}

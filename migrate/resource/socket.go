@@ -12,13 +12,13 @@ import (
 // dumpSocket reads a socket of any kind. Those that cannot move are blockers, each with its
 // name.
 func dumpSocket(d *ProcessDump, o *openFile, f *image.File) error {
-	fd, err := d.borrow(o.fd)
+	fd, err := o.borrow()
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
 	refuse := func(what, hint string) {
-		d.Block(migrate.CodeDescriptor, hint, "descriptor %d of process %d is %s (%s)", o.fd, d.Proc.PID, what, o.link)
+		d.Block(migrate.CodeDescriptor, hint, "%v is %s (%s)", o, what, o.link)
 		f.Kind, f.Path = image.FileDevice, "/dev/null" // so that reading can go on
 	}
 	family, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)

@@ -110,7 +110,7 @@ func dumpTCP(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(wha
 		refuse(fmt.Sprintf("a TCP connection of %v that is bound to a device", s.Local), "close it before the move")
 		return nil
 	case waiting > 0 && d.Inspect && !d.canWait(s.Local.Addr()): // they may have been accepted by the time of the freeze
-		d.Warn(migrate.CodeDescriptor, "let the program accept them first", "%d connections wait in descriptor %d of process %d, which listens at %v", waiting, o.fd, d.Proc.PID, s.Local)
+		d.Warn(migrate.CodeDescriptor, "let the program accept them first", "%d connections wait in %v, which listens at %v", waiting, o, s.Local)
 	}
 	f.Kind, f.TCP = image.FileTCP, s
 	return nil

@@ -18,8 +18,8 @@ const tfdIOCSetTicks = 0x40085400
 
 // timerFile: timerfd_create(2).
 var timerFile = fileKind{
-	dump: func(d *ProcessDump, o *openFile, f *image.File) error {
-		fd, err := d.borrow(o.fd)
+	dump: func(_ *ProcessDump, o *openFile, f *image.File) error {
+		fd, err := o.borrow()
 		if err != nil {
 			return err
 		}
@@ -31,7 +31,7 @@ var timerFile = fileKind{
 		if err := unix.TimerfdGettime(fd, &now); err != nil {
 			return fmt.Errorf("asking for its time: %w", err)
 		}
-		if o.info, err = d.Proc.FDInfo(o.fd); err != nil {
+		if err := o.look(); err != nil {
 			return err
 		}
 		if f.Timer, err = parseTimerFD(&o.info); err != nil {

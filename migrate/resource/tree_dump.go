@@ -49,6 +49,7 @@ type TreeDump struct {
 	clocksRead  time.Time              // when the image's clocks were read
 	pipes       map[uint64]image.Index // of the image being taken, by inode
 	sockets     map[uint32]unixEnd     // likewise
+	open        map[string][]*openFile // descriptions of the image being taken, each once, by what /proc says they are
 }
 
 // fileID identifies a file on this host.
@@ -155,7 +156,7 @@ func leaderFirst(pid int, tids []int) []int {
 func (d *TreeDump) Dump(ctx context.Context, stopped []*parasite.Process) (*image.Image, error) {
 	d.image = &image.Image{Version: image.Version, Host: d.host}
 	d.settings = make(tcprepair.Settings)
-	d.pipes, d.sockets = make(map[uint64]image.Index), make(map[uint32]unixEnd)
+	d.pipes, d.sockets, d.open = make(map[uint64]image.Index), make(map[uint32]unixEnd), make(map[string][]*openFile)
 	for i, target := range stopped {
 		d.image.Processes = append(d.image.Processes, image.Process{PID: target.PID()})
 		p := &d.image.Processes[i]

@@ -82,19 +82,18 @@ func dumpUnix(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(wh
 		// One to a listener of the tree has this accepted first.
 		d.then(func() error {
 			if !d.waitsForTree(state.Inode) {
-				d.Block(migrate.CodeOutsideEnd, "close it before the move", "descriptor %d of process %d, %s, is a connection that its other end has not accepted yet", o.fd, d.Proc.PID, o.link)
+				d.Block(migrate.CodeOutsideEnd, "close it before the move", "%v, %s, is a connection that its other end has not accepted yet", o, o.link)
 			}
 			return nil
 		})
 		connected = false
-	case connected && !datagrams && len(s.Name) > 0 && s.Name[0] == 0:
-		refuse(fmt.Sprintf("a connection with the abstract name %s", printable(s.Name)), "close it before the move: only one name of that kind can be made at a time")
-		d.sockets[state.Inode] = unixEnd{index: image.None, peer: state.Peer} // its other end is not outside
-		return nil
 	case state.Waiting > 0 && !d.Inspect:
 		return fmt.Errorf("%w: %d connections wait for process %d to accept them, at %s", ErrTryAgain, state.Waiting, d.Proc.PID, printable(s.Name))
 	case state.Waiting > 0:
-		d.Warn(migrate.CodeDescriptor, "let the program accept them first", "%d connections wait in descriptor %d of process %d, which listens at %s", state.Waiting, o.fd, d.Proc.PID, printable(s.Name))
+		d.Warn(migrate.CodeDescriptor, "let the program accept them first", "%d connections wait in %v, which listens at %s", state.Waiting, o, printable(s.Name))
+	}
+	if passed, ok := o.info.Value("scm_fds"); ok && passed != "0" && d.Inspect { // of Linux 5.12 and later
+		d.Warn(migrate.CodeDescriptor, "let the program receive them first, should one of them be in the way", "%s descriptors are on their way in %v: what they are of is seen when the process stands still", passed, o)
 	}
 	s.Backlog = int(state.Backlog)
 	if err := d.dumpUnixFile(&s, fd, connected && !datagrams); err != nil {
@@ -105,7 +104,7 @@ func dumpUnix(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(wh
 		return fmt.Errorf("asking for its filter: %w", err)
 	}
 	if filtered {
-		d.Block(migrate.CodeDescriptor, "have the program detach it (SO_DETACH_FILTER)", "descriptor %d of process %d is a unix socket with a filter (%s)", o.fd, d.Proc.PID, o.link)
+		d.Block(migrate.CodeDescriptor, "have the program detach it (SO_DETACH_FILTER)", "%v is a unix socket with a filter (%s)", o, o.link)
 	}
 	if s.Options, err = readSocketOptions(fd, unixOptions); err != nil {
 		return err
@@ -113,16 +112,14 @@ func dumpUnix(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(wh
 	f.Socket = len(d.image.Sockets)
 	d.image.Sockets = append(d.image.Sockets, s)
 	d.sockets[state.Inode] = unixEnd{index: f.Socket, peer: state.Peer, pending: state.Pending}
-	if state.Peer != 0 {
-		d.then(func() error { return d.connectUnix(o, state, f.Socket) })
-	}
+	d.unixEnds = append(d.unixEnds, unixSocketFound{o, state, f.Socket, connected && !datagrams})
 	return nil
 }
 
 // dumpUnixFile finds out where the file of a socket is. A connection needs none: nobody
 // connects to it.
 func (d *ProcessDump) dumpUnixFile(s *image.Socket, fd int, connection bool) error {
-	if connection || len(s.Name) == 0 || s.Name[0] == 0 {
+	if connection || len(s.Name) == 0 || isAbstract(s.Name) {
 		return nil
 	}
 	at, err := unixsock.FileOf(fd)
@@ -140,20 +137,19 @@ func (d *ProcessDump) connectUnix(o *openFile, state unixsock.State, index image
 	s := &d.image.Sockets[index]
 	peer, inside := d.sockets[state.Peer]
 	switch {
-	case inside && peer.index == image.None: // told already
-		return nil
 	case inside && peer.index == index:
-		d.Block(migrate.CodeDescriptor, "close it before the move", "descriptor %d of process %d, %s, is a unix socket that is connected to itself", o.fd, d.Proc.PID, o.link)
+		d.Block(migrate.CodeDescriptor, "close it before the move", "%v, %s, is a unix socket that is connected to itself", o, o.link)
 		return nil
 	case inside && peer.peer == state.Inode && !d.byName(index, peer.index):
 		s.Peer = peer.index
 		other := &d.image.Sockets[peer.index]
-		if s.PeerUID != other.PeerUID || s.PeerGID != other.PeerGID {
-			d.Block(migrate.CodeDescriptor, "close it before the move", "descriptor %d of process %d, %s, is a connection whose ends know each other as users %d and %d (groups %d and %d)", o.fd, d.Proc.PID, o.link, s.PeerUID, other.PeerUID, s.PeerGID, other.PeerGID)
+		apart := s.Accepted || other.Accepted || d.Inspect && (isAbstract(s.Name) || isAbstract(other.Name))
+		if !apart && (s.PeerUID != other.PeerUID || s.PeerGID != other.PeerGID) {
+			d.Block(migrate.CodeDescriptor, "close it before the move", "%v, %s, is a connection whose ends know each other as users %d and %d (groups %d and %d)", o, o.link, s.PeerUID, other.PeerUID, s.PeerGID, other.PeerGID)
 		}
 		return nil
 	case inside && len(d.image.Sockets[peer.index].Name) == 0:
-		d.Block(migrate.CodeDescriptor, "close it before the move", "descriptor %d of process %d, %s, sends to a unix socket without a name, which does not send to it", o.fd, d.Proc.PID, o.link)
+		d.Block(migrate.CodeDescriptor, "close it before the move", "%v, %s, sends to a unix socket without a name, which does not send to it", o, o.link)
 		return nil
 	case inside: // of datagrams alone
 		s.To = peer.index
@@ -164,12 +160,12 @@ func (d *ProcessDump) connectUnix(o *openFile, state unixsock.State, index image
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if len(other.Name) > 0 && (other.Name[0] == 0 || other.Name[0] == '/') {
+		if len(other.Name) > 0 && (isAbstract(other.Name) || other.Name[0] == '/') {
 			s.ToName = other.Name
 			return nil
 		}
 	}
-	d.Block(migrate.CodeOutsideEnd, "close it there first", "descriptor %d of process %d, %s, is connected to a socket of another process", o.fd, d.Proc.PID, o.link)
+	d.Block(migrate.CodeOutsideEnd, "close it there first", "%v, %s, is connected to a socket of another process", o, o.link)
 	return nil
 }
 
@@ -199,9 +195,12 @@ func (d *ProcessDump) waitsForTree(inode uint32) bool {
 	return false
 }
 
+// isAbstract reports a name that is no path (unix(7)).
+func isAbstract(name []byte) bool { return len(name) > 0 && name[0] == 0 }
+
 // printable is a socket's name as tools show it: an abstract one begins with "@".
 func printable(name []byte) string {
-	if len(name) > 0 && name[0] == 0 {
+	if isAbstract(name) {
 		return "@" + strings.ReplaceAll(string(name[1:]), "\x00", "@")
 	}
 	return string(name)
@@ -224,7 +223,7 @@ func checkUnix(c *Check, f *image.File) {
 		c.Block(migrate.CodeDescriptor, "choose another host", "a socket of the process cannot be made there: %v", err)
 	case s.File != nil:
 		c.checkUnixFile(s)
-	case len(s.Name) > 0 && s.Name[0] == 0:
+	case isAbstract(s.Name):
 		err := tryUnix(s.Type, func(fd int) error { return name.Bind(fd, unixsock.Access{}) })
 		if errors.Is(err, unix.EADDRINUSE) {
 			c.Block(migrate.CodeAddressTaken, "end what uses it there, or choose another host", "a socket of the process has the abstract name %s, which is in use there", printable(s.Name))
@@ -300,7 +299,7 @@ type Name struct {
 func names(m *image.Image) ([]Name, error) {
 	var all []Name
 	for i := range m.Sockets {
-		if len(m.Sockets[i].Name) == 0 {
+		if len(m.Sockets[i].Name) == 0 || m.Sockets[i].Accepted {
 			continue
 		}
 		staged, err := stage(&m.Sockets[i])

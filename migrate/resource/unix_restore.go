@@ -15,8 +15,14 @@ import (
 )
 
 // makeUnixSockets makes all unix sockets, in the shell, so that each end of a connection
-// knows the right process as its peer (SO_PEERCRED), and fills their queues.
+// knows the right process as its peer (SO_PEERCRED).
 func (r *ProcessRestore) makeUnixSockets() error {
+	if err := r.makeOrphans(); err != nil {
+		return err
+	}
+	if err := r.makeListeners(); err != nil {
+		return err
+	}
 	for i := range r.Image.Sockets {
 		if _, ok := r.sockets[i]; ok {
 			continue
@@ -29,6 +35,12 @@ func (r *ProcessRestore) makeUnixSockets() error {
 			return fmt.Errorf("making the unix socket %q: %w", what, err)
 		}
 	}
+	return nil
+}
+
+// fillUnixSockets fills their queues, and sets them up. What the process has open is there, as
+// it may be on its way, too.
+func (r *ProcessRestore) fillUnixSockets() error {
 	for i := range r.Image.Sockets {
 		if err := r.fillSocket(i); err != nil {
 			return fmt.Errorf("filling a unix socket: %w", err)
@@ -69,6 +81,11 @@ func (r *ProcessRestore) makeSocket(index image.Index) error {
 	r.sockets[index] = own
 	if err := r.nameSocket(index); err != nil {
 		return err
+	}
+	if s.Listens {
+		if err := r.makeAccepted(fd, own, r.acceptedFrom(s)); err != nil {
+			return err
+		}
 	}
 	b := r.batch()
 	if s.Listens {
@@ -148,9 +165,6 @@ func (r *ProcessRestore) sendTo(fd, peer int, hasPeer bool, m *image.Message) (e
 		}
 		defer func() { err = errors.Join(err, done()) }()
 	}
-	if err := unix.SetNonblock(peer, true); err != nil {
-		return err
-	}
 	// Room for all of it at once; the sender's own size is set at the end.
 	if err := unix.SetsockoptInt(peer, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 1<<30); err != nil {
 		return err
@@ -162,19 +176,38 @@ func (r *ProcessRestore) sendTo(fd, peer int, hasPeer bool, m *image.Message) (e
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, known); err != nil {
 		return err
 	}
+	rights, err := r.rightsOf(m)
+	if err != nil {
+		return err
+	}
 	if !m.Known {
-		return sendWith(peer, m, nil)
+		return sendWith(peer, m, rights)
 	}
 	credentials := unix.Ucred{Pid: int32(m.PID), Uid: m.UID, Gid: m.GID}
 	err = unix.ESRCH
 	if m.PID != 0 {
-		err = sendWith(peer, m, unix.UnixCredentials(&credentials))
+		err = sendWith(peer, m, append(unix.UnixCredentials(&credentials), rights...))
 	}
 	if errors.Is(err, unix.ESRCH) { // of a process that this host does not have
 		credentials.Pid = int32(os.Getpid())
-		err = sendWith(peer, m, unix.UnixCredentials(&credentials))
+		err = sendWith(peer, m, append(unix.UnixCredentials(&credentials), rights...))
 	}
 	return err
+}
+
+// rightsOf is the control message of the descriptors that are on their way with a message.
+func (r *ProcessRestore) rightsOf(m *image.Message) ([]byte, error) {
+	if len(m.Passed) == 0 {
+		return nil, nil
+	}
+	var fds []int
+	for _, index := range m.Passed {
+		if err := r.openFile(index); err != nil {
+			return nil, err
+		}
+		fds = append(fds, r.files[index])
+	}
+	return unix.UnixRights(fds...), nil
 }
 
 func sendWith(peer int, m *image.Message, control []byte) error {

@@ -1,6 +1,7 @@
 package source
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -82,6 +83,22 @@ func listening(t *testing.T, c *exec.Cmd) {
 	c.Env = append(c.Environ(), fmt.Sprintf("LISTENS=%d", l.Addr().(*net.TCPAddr).Port))
 }
 
+// listeningAbstract accepts connections of a unix socket with an abstract name.
+func listeningAbstract(t *testing.T, c *exec.Cmd) {
+	t.Helper()
+	l, err := net.Listen("unix", "@pagurus-blockers-"+rand.Text())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for conn, err := l.Accept(); err == nil; conn, err = l.Accept() {
+			t.Cleanup(func() { _ = conn.Close() })
+		}
+	}()
+	c.Env = append(c.Environ(), "LISTENS="+l.Addr().String())
+}
+
 // outsideSocket gives a program one end of a socket pair, as descriptor 4.
 func outsideSocket(t *testing.T, c *exec.Cmd) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -148,7 +165,7 @@ func TestBlockers(t *testing.T) {
 		warning string
 	}{
 		{"nothing", nil, ``, nil, ""},
-		{"pipe from outside", outsidePipe, ``, []blocker{{migrate.CodeOutsideEnd, "descriptor 4, "}}, ""},
+		{"pipe from outside", outsidePipe, ``, []blocker{{migrate.CodeOutsideEnd, "descriptor 4 of process "}}, ""},
 		{"socket pair from outside", outsideSocket, ``, []blocker{{migrate.CodeOutsideEnd, "descriptor 4 "}}, ""},
 		{"signals to another process", nil, `a, b = socket.socketpair(); fcntl.fcntl(a, fcntl.F_SETOWN, os.getppid())`, []blocker{{migrate.CodeOutsideEnd, "sends signals to"}}, ""},
 		{"network namespace", unshared(syscall.CLONE_NEWNET), ``, []blocker{{migrate.CodeNamespace, " net namespace "}}, ""},
@@ -165,7 +182,9 @@ func TestBlockers(t *testing.T) {
 		{"raw socket", nil, `s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)`, []blocker{{migrate.CodeDescriptor, "an ICMPv6 socket"}}, ""},
 		{"packet socket", nil, `s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)`, []blocker{{migrate.CodeDescriptor, "a packet socket"}}, ""},
 		{"netlink socket", nil, `s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 16)`, []blocker{{migrate.CodeDescriptor, "a netlink socket of protocol 16"}}, ""},
-		{"connection of a unix socket", nil, `a = socket.socket(socket.AF_UNIX); a.bind("\0blocker"); a.listen(); b = socket.socket(socket.AF_UNIX); b.connect("\0blocker"); c = a.accept()`, []blocker{{migrate.CodeDescriptor, "a connection with the abstract name @blocker"}}, ""},
+		{"connection of a unix socket", nil, `a = socket.socket(socket.AF_UNIX); a.bind("\0blocker"); a.listen(); b = socket.socket(socket.AF_UNIX); b.connect("\0blocker"); c = a.accept()`, nil, ""},
+		{"connection of a unix socket, its listener closed", nil, `a = socket.socket(socket.AF_UNIX); a.bind("\0blocker2"); a.listen(); b = socket.socket(socket.AF_UNIX); os.seteuid(1); b.connect("\0blocker2"); os.seteuid(0); c = a.accept(); a.close()`, nil, ""},
+		{"connection from elsewhere to an abstract name", listeningAbstract, `a = socket.socket(socket.AF_UNIX); a.connect(os.environ["LISTENS"].replace("@", "\0"))`, []blocker{{migrate.CodeOutsideEnd, "is connected to a socket of another process"}}, ""},
 		{"connection that nobody accepts", waitingListener, `a = socket.socket(socket.AF_UNIX); a.connect(os.environ["WAITS"])`, []blocker{{migrate.CodeOutsideEnd, "has not accepted yet"}}, ""},
 		{"UDP socket for IPsec", nil, `s = socket.socket(type=socket.SOCK_DGRAM); s.setsockopt(17, 100, 2)`, []blocker{{migrate.CodeDescriptor, "UDP_ENCAP"}}, ""},
 		{"connection", listening, `c = socket.create_connection(("127.0.0.1", int(os.environ["LISTENS"])))`, []blocker{{migrate.CodeDescriptor, "whose other end is on this host"}}, ""},
@@ -188,7 +207,7 @@ func TestBlockers(t *testing.T) {
 		{"terminal", nil, `m, s = os.openpty(); fcntl.ioctl(s, 0x540E, 0)`, []blocker{{migrate.CodeProcessState, "controlling terminal"}, {migrate.CodeDescriptor, "descriptor "}}, ""},
 		{
 			"several", outsidePipe, `d = os.environ["DIR"] + "/d"; os.mkdir(d); os.chdir(d); os.rmdir(d); s = socket.socket(type=socket.SOCK_RAW, proto=1)`,
-			[]blocker{{migrate.CodeOutsideEnd, "descriptor 4, "}, {migrate.CodeFileGone, "/d"}, {migrate.CodeDescriptor, "an ICMP socket"}},
+			[]blocker{{migrate.CodeOutsideEnd, "descriptor 4 of process "}, {migrate.CodeFileGone, "/d"}, {migrate.CodeDescriptor, "an ICMP socket"}},
 			"",
 		},
 		{"watches", nil, `must(libc.inotify_add_watch(must(libc.inotify_init()), b"/tmp", 2))`, nil, "inotify"},

@@ -209,7 +209,7 @@ func (m *Migration) mustBeSettled() error {
 
 // dumpConnections reads the sockets with connections, and what waits in others. The tree does
 // not run any more.
-func (m *Migration) dumpConnections() error {
+func (m *Migration) dumpConnections(ctx context.Context) error {
 	m.plan.Connections, m.plan.SocketFiles = resource.ToResume(m.image), resource.SocketFiles(m.image)
 	m.plan.Looked = resource.ToLookAt(m.image)
 	if len(m.plan.Connections) == 0 && len(m.plan.SocketFiles) == 0 && len(m.plan.Looked) == 0 {
@@ -218,7 +218,10 @@ func (m *Migration) dumpConnections() error {
 	if err := m.save(); err != nil {
 		return err
 	}
-	if err := resource.DumpQueues(m.image); err != nil {
+	if err := m.dump.DumpQueues(ctx); err != nil {
+		return err
+	}
+	if err := m.blocked(); err != nil {
 		return err
 	}
 	return resource.DumpConnections(m.image)

@@ -225,7 +225,7 @@ func (m *Migration) takeImage(ctx context.Context) error {
 	if err := m.group.Freeze(ctx); err != nil {
 		return err
 	}
-	return m.dumpConnections()
+	return m.dumpConnections(ctx)
 }
 
 func (m *Migration) targets() []*parasite.Process {

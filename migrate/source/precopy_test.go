@@ -102,6 +102,25 @@ var changes = []struct {
 		_, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 		return err
 	}, migrate.CodeDescriptor, "socket"},
+	{"socket on its way", func(string) error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		return errors.Join(err, passAlone(fd))
+	}, migrate.CodeDescriptor, "which no process has open"},
+	{"epoll on its way", func(string) error {
+		fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+		return errors.Join(err, passAlone(fd))
+	}, migrate.CodeDescriptor, "a descriptor that is on its way in descriptor "},
+	{"lock on its way", func(dir string) error {
+		fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		return errors.Join(err, unix.Flock(fd, unix.LOCK_SH), passAlone(fd))
+	}, migrate.CodeDescriptor, "holds a lock"},
+	{"named pipe on its way", func(dir string) error {
+		if err := unix.Mkfifo(dir+"/fifo", 0o600); err != nil {
+			return err
+		}
+		fd, err := unix.Open(dir+"/fifo", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		return errors.Join(err, passAlone(fd))
+	}, migrate.CodeDescriptor, "fifo"},
 	{"named pipe", func(dir string) error {
 		if err := unix.Mkfifo(dir+"/fifo", 0o600); err != nil {
 			return err
@@ -112,6 +131,12 @@ var changes = []struct {
 	{"directory that is gone", func(dir string) error {
 		return errors.Join(os.Mkdir(dir+"/sub", 0o700), unix.Chdir(dir+"/sub"), os.Remove(dir+"/sub"))
 	}, migrate.CodeFileGone, "cwd"},
+}
+
+// passAlone sends a descriptor into a socket pair that stays open, and closes it.
+func passAlone(fd int) error {
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	return errors.Join(err, unix.Sendmsg(ends[0], []byte("x"), unix.UnixRights(fd), nil, 0), unix.Close(fd))
 }
 
 func init() {
