@@ -10,18 +10,18 @@ import (
 	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
-// RestoreTimeWait makes one on this host, which has its local address. No packet leaves the host.
-// What the kernel does not let be set begins anew: a connection that has ended waits for a minute,
-// however much of that was over. Another connection of the same two ends is left alone: ErrConnected.
+// RestoreTimeWait makes one on this host, which has its local address. What the kernel does not let be
+// set begins anew: a connection that has ended waits for a minute, however much of that was over. Another
+// connection of the same two ends is left alone: ErrConnected.
 //
 // A socket is closed on both sides, in the peer's name too:
 //
 //	FIN-WAIT-1 ──acknowledgement──▶ FIN-WAIT-2 ──close(2)──▶ time-wait socket in FIN-WAIT-2
 //	    └──FIN──▶ CLOSING ──acknowledgement──▶ time-wait socket in TIME-WAIT
 //
-// The kernel answers that FIN, and nothing else (tcp_fin, net/ipv4/tcp_input.c): meanwhile the socket
-// is bound to the loopback device, by which the answer does not leave the host. It may be delivered
-// there, to nobody (__mkroute_output, net/ipv4/route.c): the socket takes no reset.
+// The kernel answers that FIN, and nothing else (tcp_fin, net/ipv4/tcp_input.c). The answer has Mute for
+// its priority: who calls has such packets dropped (hold.DropStrays does). It is the only one that would leave
+// the host.
 //
 // The caller needs CAP_NET_ADMIN and CAP_NET_RAW.
 func (r *Restorer) RestoreTimeWait(w *TimeWait) (err error) {
@@ -42,9 +42,6 @@ func (r *Restorer) RestoreTimeWait(w *TimeWait) (err error) {
 		}
 		err = errors.Join(err, unix.Close(fd))
 	}()
-	if err := inet.SetInt(fd, unix.SOL_SOCKET, unix.SO_PRIORITY, w.Priority); err != nil {
-		return fmt.Errorf("setting SO_PRIORITY: %w", err)
-	}
 	if w.FinWait {
 		return w.wait(fd, s)
 	}
@@ -76,42 +73,28 @@ func (w *TimeWait) wait(fd int, s *Socket) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_OFF_NO_WP); err != nil {
 		return fmt.Errorf("leaving repair mode: %w", err)
 	}
-	return w.setReuse(fd)
+	return errors.Join(setPriority(fd, w.Priority), w.setReuse(fd))
 }
 
 // end brings a socket to its end.
 func (w *TimeWait) end(fd int, s *Socket) error {
-	const loopback, all = "lo", ""
-	if err := noResets().Attach(fd); err != nil {
-		return fmt.Errorf("attaching a filter: %w", err)
-	}
-	if err := unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, loopback); err != nil {
-		return fmt.Errorf("binding to the loopback device: %w", err)
+	if err := setPriority(fd, Mute); err != nil {
+		return err
 	}
 	if err := w.say(fd, s, segment{seq: w.ReceiveNext - 1, ack: w.SendNext - 1, flags: flagFIN}, Closing); err != nil {
 		return err
 	}
-	if err := unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, all); err != nil {
-		return fmt.Errorf("binding to all devices: %w", err)
-	}
-	if err := w.setReuse(fd); err != nil {
+	if err := errors.Join(setPriority(fd, w.Priority), w.setReuse(fd)); err != nil {
 		return err
 	}
 	return w.say(fd, s, segment{seq: w.ReceiveNext, ack: w.SendNext}, Closed)
 }
 
-// noResets is a filter that takes segments without RST.
-func noResets() inet.Filter {
-	const flags = 13 // where they are in the header, with which the program's packet begins
-	instruction := func(code, jumpTrue, jumpFalse uint8, k uint32) uint64 {
-		return uint64(code) | uint64(jumpTrue)<<16 | uint64(jumpFalse)<<24 | uint64(k)<<32
+func setPriority(fd int, priority uint32) error {
+	if err := inet.SetInt(fd, unix.SOL_SOCKET, unix.SO_PRIORITY, priority); err != nil {
+		return fmt.Errorf("setting SO_PRIORITY: %w", err)
 	}
-	return inet.Filter{
-		instruction(unix.BPF_LD|unix.BPF_B|unix.BPF_ABS, 0, 0, flags),
-		instruction(unix.BPF_JMP|unix.BPF_JSET|unix.BPF_K, 1, 0, flagRST),
-		instruction(unix.BPF_RET|unix.BPF_K, 0, 0, 1<<16),
-		instruction(unix.BPF_RET|unix.BPF_K, 0, 0, 0),
-	}
+	return nil
 }
 
 // sayTakes is how long a segment may take by the loopback device on a host with much to do.

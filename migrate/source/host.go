@@ -13,6 +13,7 @@ import (
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/procfs"
 	"github.com/pagurus-project/pagurus/migrate/resource"
+	"github.com/pagurus-project/pagurus/tcprepair/timewait"
 )
 
 // HostConfig says on which host migrations start.
@@ -34,6 +35,8 @@ type Host struct {
 	// to be compared, either of which makes freezes of large processes longer, or
 	// why relative time-outs start over; nil: none of it is so.
 	Slow error
+
+	timeWaits *timewait.Lister // nil: this kernel does not show them
 
 	losesWrites bool // soft-dirty bits do, which are what there is (package dirty)
 
@@ -84,7 +87,8 @@ func New(ctx context.Context, config HostConfig) (*Host, error) {
 	h.readers.Flags, noFlags = procfs.NewFlagReader()
 	h.readers.Sleeps, noSleeps = procfs.NewSleepReader()
 	h.Slow = errors.Join(noFlags, noSleeps, loses)
-	_ = resource.CanFillListeners() // it takes a while the first time, which is not to be in a freeze
+	h.timeWaits, _ = timewait.NewLister() // as before there was one
+	_ = resource.CanFillListeners()       // it takes a while the first time, which is not to be in a freeze
 	return h, nil
 }
 
@@ -93,7 +97,7 @@ func New(ctx context.Context, config HostConfig) (*Host, error) {
 func (h *Host) Close() error {
 	h.stop()
 	h.background.Wait()
-	return errors.Join(h.failed, h.readers.Flags.Close(), h.readers.Sleeps.Close())
+	return errors.Join(h.failed, h.readers.Flags.Close(), h.readers.Sleeps.Close(), h.timeWaits.Close())
 }
 
 // persistently does something until it does not fail, or for some tries.

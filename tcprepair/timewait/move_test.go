@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/tcprepair"
+	"github.com/pagurus-project/pagurus/tcprepair/hold"
 	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
@@ -188,6 +189,9 @@ func testMove(t *testing.T, k kind, timestamps, half bool) {
 	}
 	w.cut()
 
+	// As a move does it.
+	const strays = "strays"
+	w.to.do(func() error { return hold.DropStrays(strays, []netip.Addr{at.Addr()}) })
 	out := w.to.tap("out")
 	w.to.do(func() error {
 		r, err := tcprepair.NewRestorer()
@@ -199,6 +203,7 @@ func testMove(t *testing.T, k kind, timestamps, half bool) {
 	if packets := out.drain(); len(packets) != 0 {
 		t.Errorf("making it has sent %+v", packets)
 	}
+	w.to.do(func() error { return hold.Remove(strays) })
 	there, _ := w.to.list(lister, k, 10)
 	vague := cmpopts.IgnoreFields(tcprepair.TimeWait{}, "Left", "Timestamp", "Window")
 	addresses := cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })
