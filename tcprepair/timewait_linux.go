@@ -113,7 +113,7 @@ func (w *TimeWait) say(fd int, s *Socket, g segment, to State) error {
 		if err != nil || i.state == to {
 			return err
 		}
-		if time.Now().After(deadline) {
+		if i.state == Closed || time.Now().After(deadline) {
 			return fmt.Errorf("it is in %v instead of %v", i.state, to)
 		}
 	}

@@ -58,7 +58,8 @@ func remember(all []tcprepair.TimeWait, until time.Time) (failed int, why error)
 		group.Go(func() (why error) {
 			for i := next.Add(1) - 1; int(i) < len(all); i = next.Add(1) - 1 {
 				err := errors.New("it takes too long")
-				if time.Now().Before(until) {
+				// The peer may say something in between.
+				for try := 0; try < 2 && err != nil && !errors.Is(err, tcprepair.ErrConnected) && time.Now().Before(until); try++ {
 					err = restorer.RestoreTimeWait(&all[i])
 				}
 				if err != nil && !errors.Is(err, tcprepair.ErrConnected) {
