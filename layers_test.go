@@ -74,7 +74,7 @@ var layers = []layer{
 
 var engine = []string{
 	"migrate", "migrate/dirty", "migrate/freezer", "migrate/image", "migrate/procfs", "migrate/resource",
-	"migrate/wire", "pageserver", "parasite", "tcprepair", "tcprepair/acceptqueue", "tcprepair/forward", "tcprepair/hold",
+	"migrate/wire", "pageserver", "parasite", "tcprepair", "tcprepair/acceptqueue", "tcprepair/forward", "tcprepair/hold", "tcprepair/timewait",
 }
 
 // reserved are packages from elsewhere that only some layers know.

@@ -20,6 +20,9 @@
 // retransmits, and a host without the socket answers with a reset. Who keeps
 // the packets back, and delivers them afterwards, is the caller.
 //
+// Connections that have ended, and that the kernel remembers for a minute (TIME-WAIT), are made by
+// RestoreTimeWait; package timewait lists them.
+//
 // # What is carried over
 //
 // The state (tcp(7)), the sequence numbers and contents of both queues, windows

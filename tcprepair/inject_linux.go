@@ -11,6 +11,9 @@ import (
 // in a peer's name. Who holds packets back lets these pass.
 const Priority = 0x70670000
 
+// Mute is that of packets which are not to leave the host.
+const Mute = Priority + 1
+
 // inject sends an acknowledgement, with more flags, to the socket in the peer's
 // name. The way is the loopback device.
 func (s *Socket) inject(flags byte, seq, ack uint32) error {

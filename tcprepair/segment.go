@@ -14,13 +14,25 @@ const (
 	flagACK = 1 << 4
 )
 
-// A segment is one without options.
+// A segment is one without options, but for timestamps.
 type segment struct {
 	from, to netip.AddrPort
 	seq, ack uint32
 	flags    byte
 	window   uint16
+	stamps   *stamps // nil: it has none
 	data     []byte
+}
+
+// stamps are the sender's timestamp and that of the other end which it repeats (RFC 7323, 3).
+type stamps struct{ value, echo uint32 }
+
+// option is the TCP option, padded.
+func (s *stamps) option() []byte {
+	const nop, kind, length = 1, optionTimestamps, 10
+	b := []byte{nop, nop, kind, length}
+	b = binary.BigEndian.AppendUint32(b, s.value)
+	return binary.BigEndian.AppendUint32(b, s.echo)
 }
 
 const (
@@ -39,9 +51,12 @@ func (s *segment) packet() []byte {
 	binary.BigEndian.PutUint16(tcp[2:], s.to.Port())
 	binary.BigEndian.PutUint32(tcp[4:], s.seq)
 	binary.BigEndian.PutUint32(tcp[8:], s.ack)
-	tcp[12] = headerBytes / 4 << 4
 	tcp[13] = s.flags
 	binary.BigEndian.PutUint16(tcp[14:], s.window)
+	if s.stamps != nil {
+		tcp = append(tcp, s.stamps.option()...)
+	}
+	tcp[12] = byte(len(tcp) / 4 << 4)
 	tcp = append(tcp, s.data...)
 
 	var ip []byte

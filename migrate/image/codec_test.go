@@ -12,6 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
+
+	"github.com/pagurus-project/pagurus/tcprepair"
 )
 
 // sample is an image with something in every part that refers to another.
@@ -83,6 +85,10 @@ func sample() *Image {
 		},
 		Pipes:   []Pipe{{Bytes: PageSize, Content: [][]byte{[]byte("ab"), []byte("c")}}},
 		Sockets: []Socket{{Type: 1, Peer: 1, Options: []Option{{1, 7, []byte{0, 1}}}, Queue: []Message{{Data: []byte("x"), PID: 812}}}, {Type: 1, Peer: 0}},
+		TimeWaits: TimeWaits{Others: 3, All: []tcprepair.TimeWait{{
+			Local: netip.MustParseAddrPort("[fd77::1]:80"), Remote: netip.MustParseAddrPort("[fd77::2]:4321"), IPv6: true, FinWait: true,
+			SendNext: 1<<32 - 1, ReceiveNext: 1, Window: 65536, ReceiveScale: 7, Timestamps: true, Recent: 5, Timestamp: 6, Mark: 7, TOS: 8, Left: 9,
+		}}},
 	}
 }
 

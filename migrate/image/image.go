@@ -32,6 +32,8 @@ type Image struct {
 	// Waiting is how many connections wait in listeners to be accepted. They stay at the
 	// source until the decision, and follow as AcceptQueues.
 	Waiting int `cbor:"waiting,omitempty"`
+	// TimeWaits are known since all packets are held.
+	TimeWaits TimeWaits `cbor:"time_waits"`
 }
 
 // Host is what of a machine matters to a process that was born there.

@@ -84,6 +84,9 @@ func (m *Image) Validate() error {
 	if m.Waiting < 0 {
 		return invalid("%d connections that wait", m.Waiting)
 	}
+	if err := m.TimeWaits.validate(); err != nil {
+		return err
+	}
 	for _, p := range m.Addresses {
 		if !p.IsValid() {
 			return invalid("a service address that is none")

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"strings"
 	"testing"
+
+	"github.com/pagurus-project/pagurus/tcprepair"
 )
 
 // Each of these is one mistake in an image that is valid otherwise.
@@ -23,6 +25,8 @@ func TestValidate(t *testing.T) {
 		spoil func(in)
 	}{
 		{"no processes", func(b in) { b.m.Processes = nil }},
+		{"a negative number of ended connections", func(b in) { b.m.TimeWaits.Others = -1 }},
+		{"too many ended connections", func(b in) { b.m.TimeWaits.All = make([]tcprepair.TimeWait, MaxTimeWaits+1) }},
 
 		{"object of no kind", func(b in) { b.m.Objects[0].Kind = "" }},
 		{"object too large", func(b in) { b.m.Objects[0].Bytes = 1<<62 + 1 }},

@@ -24,6 +24,7 @@ type Arrival struct {
 	Names       []Name         // of unix sockets, under which nobody finds them yet
 	Lodging     Lodging        // of connections at addresses of other hosts
 	Waiting     int            // connections in the source's listeners: who has its word asks for them
+	TimeWaits   image.TimeWaits
 }
 
 // ArrivalOf is that of an image's sockets, the name that of guests. It is to be kept before they
@@ -34,6 +35,7 @@ func ArrivalOf(m *image.Image, name string) (a Arrival, err error) {
 	a.Names, err = names(m)
 	a.Lodging = Lodging{name, StayingFlows(m)}
 	a.Waiting = m.Waiting
+	a.TimeWaits = timeWaits(m)
 	return a, err
 }
 
@@ -94,7 +96,7 @@ func (a *Arrival) Arrive() (lost []error) {
 
 // Save keeps it in a file. If there is nothing to do, there is none.
 func (a *Arrival) Save(path string) error {
-	if a.empty() {
+	if a.empty() && len(a.TimeWaits.All) == 0 {
 		RemoveArrival(path)
 		return nil
 	}

@@ -8,8 +8,10 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/migrate/resource"
 	"github.com/pagurus-project/pagurus/migrate/wire"
 	"github.com/pagurus-project/pagurus/tcprepair/acceptqueue"
@@ -142,8 +144,9 @@ func unsettledError(what string, left []string) error {
 
 // A begun hold is what is known when everything is held.
 type begun struct {
-	unowned resource.Unowned // since then
-	err     error
+	unowned   resource.Unowned // since then
+	timeWaits image.TimeWaits
+	err       error
 }
 
 // beginHold holds all packets, in the background, and looks for what the kernel has still
@@ -164,7 +167,10 @@ func (m *Migration) beginHold(ctx context.Context) error {
 	go func() {
 		b := begun{err: m.hold.Begin()}
 		if b.err == nil {
+			var listing sync.WaitGroup
+			listing.Go(func() { b.timeWaits = m.listTimeWaits() })
 			b.unowned, b.err = resource.ListUnowned()
+			listing.Wait()
 		}
 		done <- b
 	}()
@@ -203,7 +209,7 @@ func (m *Migration) mustBeSettled() error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", resource.ErrTryAgain, err)
 	}
-	m.image.Waiting = len(u.Waiting)
+	m.image.Waiting, m.image.TimeWaits = len(u.Waiting), b.timeWaits
 	return nil
 }
 

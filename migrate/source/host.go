@@ -14,6 +14,7 @@ import (
 	"github.com/pagurus-project/pagurus/migrate/procfs"
 	"github.com/pagurus-project/pagurus/migrate/resource"
 	"github.com/pagurus-project/pagurus/tcprepair"
+	"github.com/pagurus-project/pagurus/tcprepair/timewait"
 )
 
 // HostConfig says on which host migrations start.
@@ -35,6 +36,8 @@ type Host struct {
 	// to be compared, either of which makes freezes of large processes longer, or
 	// why relative time-outs start over; nil: none of it is so.
 	Slow error
+
+	timeWaits *timewait.Lister // nil: this kernel does not show them
 
 	losesWrites bool // soft-dirty bits do, which are what there is (package dirty)
 
@@ -81,13 +84,14 @@ func New(ctx context.Context, config HostConfig) (*Host, error) {
 	if h.image, err = resource.LocalHost(ctx); err != nil {
 		return nil, fmt.Errorf("looking at this host: %w", err)
 	}
-	var noFlags, noSleeps, noSockets, noDescriptors error
+	var noFlags, noSleeps, noSockets, noDescriptors, noTimeWaits error
 	h.readers.Flags, noFlags = procfs.NewFlagReader()
 	h.readers.Sleeps, noSleeps = procfs.NewSleepReader()
 	if h.readers.Sockets, noSockets = tcprepair.NewLayout(); noSockets == nil {
 		h.readers.Descriptors, noDescriptors = procfs.NewDescriptorReader()
 	}
-	h.Slow = errors.Join(noFlags, noSleeps, noSockets, noDescriptors, loses)
+	h.timeWaits, noTimeWaits = timewait.NewLister()
+	h.Slow = errors.Join(noFlags, noSleeps, noSockets, noDescriptors, noTimeWaits, loses)
 	_ = resource.CanFillListeners() // it takes a while the first time, which is not to be in a freeze
 	return h, nil
 }
@@ -97,7 +101,7 @@ func New(ctx context.Context, config HostConfig) (*Host, error) {
 func (h *Host) Close() error {
 	h.stop()
 	h.background.Wait()
-	return errors.Join(h.failed, h.readers.Flags.Close(), h.readers.Sleeps.Close(), h.readers.Descriptors.Close())
+	return errors.Join(h.failed, h.readers.Flags.Close(), h.readers.Sleeps.Close(), h.readers.Descriptors.Close(), h.timeWaits.Close())
 }
 
 // persistently does something until it does not fail, or for some tries.

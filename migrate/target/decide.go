@@ -65,10 +65,10 @@ func (s *Shell) Commit(ctx context.Context) (Ran, error) {
 	}
 	s.tellRunning()
 	s.ranOnce()
+	now := time.Now()
+	r := Ran{Detail: lostText(append(lost, s.arrival.Remember()...))}
 	s.tidy()
-	r := Ran{Detail: lost}
 	if !s.preparedAt.IsZero() {
-		now := time.Now()
 		r.Downtime = now.Sub(s.stateReceived)
 		r.PhasesMS = map[string]float64{
 			migrate.PhaseRestore: migrate.Milliseconds(s.preparedAt.Sub(s.stateReceived)),
@@ -82,15 +82,19 @@ func (s *Shell) Commit(ctx context.Context) (Ran, error) {
 // activate lets the sockets live, as long as the shell stands still: once it runs
 // that has been done, and they are the program's. What is lost with them is told, but no
 // reason for it not to run.
-func (s *Shell) activate() (lost string, err error) {
+func (s *Shell) activate() (lost []error, err error) {
 	frozen, err := s.group.Frozen()
 	if err != nil || !frozen {
-		return "", err
+		return nil, err
 	}
-	if all := append(s.arrival.Arrive(), s.takeQueues()...); len(all) > 0 {
-		lost = "lost with its sockets: " + strings.ReplaceAll(errors.Join(all...).Error(), "\n", "; ")
+	return append(s.arrival.Arrive(), s.takeQueues()...), nil
+}
+
+func lostText(lost []error) string {
+	if len(lost) == 0 {
+		return ""
 	}
-	return lost, nil
+	return "lost with its sockets: " + strings.ReplaceAll(errors.Join(lost...).Error(), "\n", "; ")
 }
 
 // cleared says what is known of a shell that is gone, of which nothing is left.

@@ -289,7 +289,7 @@ func (h *Hold) await(ctx context.Context, held int) error {
 // DropStrays keeps this host from answering segments without a socket at these addresses,
 // until Remove with the name. It is for the host that has the addresses when another one
 // has held their packets: those may come when the connections have ended, as later ones
-// overtake them. It outlives the process.
+// overtake them. It drops segments from there with the priority tcprepair.Mute, too. It outlives the process.
 func DropStrays(name string, addresses []netip.Addr) error {
 	c := Config{Name: name}
 	for _, a := range addresses {

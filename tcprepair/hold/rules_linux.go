@@ -99,6 +99,9 @@ func install(c *Config, device int) error {
 				return err
 			}
 			conn.AddRule(&nftables.Rule{Table: out, Chain: output, Exprs: slices.Concat(f.match(set, protocolTCP, width, outgoing), stage.match(), drop)})
+			if stage == strays {
+				conn.AddRule(&nftables.Rule{Table: out, Chain: output, Exprs: slices.Concat(mute, f.match(set, protocolTCP, width, outgoing), drop)})
+			}
 		}
 	}
 	if err := conn.Flush(); err != nil {
@@ -111,6 +114,12 @@ func install(c *Config, device int) error {
 var fresh = []expr.Any{
 	&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: 1},
 	&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(tcprepair.Priority)},
+}
+
+// mute begins a rule for packets that nobody is to get.
+var mute = []expr.Any{
+	&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: 1},
+	&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(tcprepair.Mute)},
 }
 
 // kinds are the forms that the flows have.
