@@ -62,7 +62,7 @@ func dumpRaw(d *ProcessDump, f *image.File, fd int, refuse func(what, hint strin
 	if f.Unread, err = inet.Unread(fd); err != nil {
 		return err
 	}
-	return sent(fd, s.String())
+	return sent(fd, inet.Unsent, s.String())
 }
 
 // unread tells what of an image's raw, ping and packet sockets is left behind.

@@ -81,14 +81,14 @@ func dumpUDP(d *ProcessDump, f *image.File, fd int, refuse func(what, hint strin
 	if d.Inspect {
 		return nil
 	}
-	return sent(fd, fmt.Sprintf("a UDP socket at %v", s.Local))
+	return sent(fd, udp.Unsent, fmt.Sprintf("a UDP socket at %v", s.Local))
 }
 
 // sent makes sure that all of what a socket has sent is on its way.
-func sent(fd int, what string) error {
+func sent(fd int, unsent func(fd int) (int, error), what string) error {
 	const tries = 10
 	for range tries {
-		n, err := udp.Unsent(fd)
+		n, err := unsent(fd)
 		if err != nil || n == 0 {
 			return err
 		}
