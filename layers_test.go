@@ -32,7 +32,7 @@ type layer struct {
 var layers = []layer{
 	// Libraries on their own, and the test twins beside them.
 	{"migrate", nil},
-	{"migrate/image", []string{"tcprepair", "tcprepair/inet", "tcprepair/udp"}}, // whose sockets are plain data
+	{"migrate/image", []string{"tcprepair", "tcprepair/inet", "tcprepair/packet", "tcprepair/raw", "tcprepair/udp"}}, // whose sockets are plain data
 	{"pageserver", nil},
 	{"pageserver/...", []string{"pageserver"}},
 	{"parasite", nil},
@@ -50,7 +50,7 @@ var layers = []layer{
 	{"migrate/wire", []string{"migrate/image"}},
 	{"migrate/procfs", []string{"migrate/image"}},
 	{"migrate/dirty", []string{"migrate/image", "migrate/procfs", "pageserver"}},
-	{"migrate/resource", []string{"migrate", "migrate/image", "migrate/procfs", "migrate/unixsock", "parasite", "tcprepair", "tcprepair/acceptqueue", "tcprepair/forward", "tcprepair/hold", "tcprepair/inet", "tcprepair/udp"}},
+	{"migrate/resource", []string{"migrate", "migrate/image", "migrate/procfs", "migrate/unixsock", "parasite", "tcprepair", "tcprepair/acceptqueue", "tcprepair/forward", "tcprepair/hold", "tcprepair/inet", "tcprepair/packet", "tcprepair/raw", "tcprepair/udp"}},
 	{"migrate/source", engine},
 	{"migrate/target", engine},
 

@@ -3,6 +3,8 @@ package image
 import (
 	"github.com/pagurus-project/pagurus/tcprepair"
 	"github.com/pagurus-project/pagurus/tcprepair/inet"
+	"github.com/pagurus-project/pagurus/tcprepair/packet"
+	"github.com/pagurus-project/pagurus/tcprepair/raw"
 	"github.com/pagurus-project/pagurus/tcprepair/udp"
 )
 
@@ -33,6 +35,8 @@ const (
 	FileTCP       FileKind = "tcp"       // TCP
 	FileUDP       FileKind = "udp"       // UDP
 	FileNetlink   FileKind = "netlink"   // Netlink
+	FileRaw       FileKind = "raw"       // Raw
+	FilePacket    FileKind = "packet"    // Packet
 )
 
 // A File is an open file description (open(2)): what descriptors made by dup
@@ -58,6 +62,9 @@ type File struct {
 	TCP     *tcprepair.Socket `cbor:"tcp,omitempty"`
 	UDP     *udp.Socket       `cbor:"udp,omitempty"`
 	Netlink *Netlink          `cbor:"netlink,omitempty"`
+	Raw     *raw.Socket       `cbor:"raw,omitempty"`
+	Packet  *packet.Socket    `cbor:"packet,omitempty"`
+	Unread  int               `cbor:"unread,omitempty"` // of Raw and Packet: bytes of memory of what has come and is left behind
 }
 
 // Owner is who gets the signals of a descriptor (F_SETOWN_EX, F_SETSIG).

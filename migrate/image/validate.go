@@ -251,6 +251,10 @@ func (m *Image) validateFile(f *File) error {
 		ok = f.UDP != nil && f.UDP.Validate() == nil
 	case FileNetlink:
 		ok = f.Netlink != nil
+	case FileRaw:
+		ok = f.Raw != nil && f.Raw.Validate() == nil && f.Unread >= 0
+	case FilePacket:
+		ok = f.Packet != nil && f.Packet.Validate() == nil && f.Unread >= 0
 	case FileEvent:
 		ok = f.Event != nil
 	case FileTimer:

@@ -21,6 +21,7 @@ type Arrival struct {
 	Connections []Connection   // that are in repair mode
 	Datagrams   []udp.Datagram // that were not read yet
 	Lost        int            // datagrams that cannot be delivered
+	Unread      []string       // what was left behind in the queues of raw, ping and packet sockets
 	Names       []Name         // of unix sockets, under which nobody finds them yet
 	Lodging     Lodging        // of connections at addresses of other hosts
 	Waiting     int            // connections in the source's listeners: who has its word asks for them
@@ -32,6 +33,7 @@ type Arrival struct {
 func ArrivalOf(m *image.Image, name string) (a Arrival, err error) {
 	a.Connections = connections(m, (*tcprepair.Socket).Rest)
 	a.Datagrams, a.Lost = datagrams(m)
+	a.Unread = unread(m)
 	a.Names, err = names(m)
 	a.Lodging = Lodging{name, StayingFlows(m)}
 	a.Waiting = m.Waiting
@@ -40,7 +42,7 @@ func ArrivalOf(m *image.Image, name string) (a Arrival, err error) {
 }
 
 func (a *Arrival) empty() bool {
-	return len(a.Connections) == 0 && len(a.Datagrams) == 0 && a.Lost == 0 && len(a.Names) == 0 && a.Waiting == 0
+	return len(a.Connections) == 0 && len(a.Datagrams) == 0 && a.Lost == 0 && len(a.Unread) == 0 && len(a.Names) == 0 && a.Waiting == 0
 }
 
 // Discard takes away what stands ready for an arrival that will not be. It may be repeated.
@@ -90,6 +92,9 @@ func (a *Arrival) Arrive() (lost []error) {
 	}
 	if a.Lost > 0 {
 		lost = append(lost, fmt.Errorf("%d datagrams that were not read yet, and that this host cannot deliver as they came", a.Lost))
+	}
+	for _, what := range a.Unread {
+		lost = append(lost, errors.New(what))
 	}
 	return lost
 }

@@ -70,6 +70,7 @@ func (d *TreeDump) WarnConnections(m *image.Image) {
 			"the estimate of the round-trip time and segments out of order: they begin anew, and the peer sends the last again; who is just connecting does that again", n)
 	}
 	d.warnStaying(m)
+	d.warnUnread(m)
 	if n := len(slices.DeleteFunc(slices.Clone(m.Files), func(f image.File) bool { return f.UDP == nil })); n > 0 {
 		d.Warn(migrate.CodeRecreated, "nothing has to be done", "of %d UDP sockets the kernel hands over all but errors that were not told yet (ICMP), "+
 			"and of what was not read yet when and through which device it came", n)

@@ -43,6 +43,8 @@ var fileKinds = map[image.FileKind]fileKind{
 	image.FileTCP:       tcpSocket,
 	image.FileUDP:       udpSocket,
 	image.FileNetlink:   netlinkSocket,
+	image.FileRaw:       rawSocket,
+	image.FilePacket:    packetSocket,
 }
 
 func init() {

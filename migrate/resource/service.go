@@ -17,6 +17,7 @@ import (
 	"github.com/pagurus-project/pagurus/migrate/procfs"
 	"github.com/pagurus-project/pagurus/tcprepair"
 	"github.com/pagurus-project/pagurus/tcprepair/inet"
+	"github.com/pagurus-project/pagurus/tcprepair/raw"
 )
 
 // AddressesAlong returns which of the host's service addresses go along with the
@@ -111,6 +112,15 @@ func foreignSockets(along []netip.Prefix, pids []int) (map[uint32]string, error)
 				}
 				foreign[s.INode] = fmt.Sprintf("service address %v would go along, and %%s has a %s socket at %v", at.Addr(), protocol, at)
 			}
+		}
+	}
+	listed, err := raw.List()
+	if err != nil {
+		return nil, fmt.Errorf("listing raw sockets: %w", err)
+	}
+	for _, l := range listed {
+		if inode := uint32(l.Inode); inode != 0 && !own[inode] && IsAmong(along, l.Local) {
+			foreign[inode] = fmt.Sprintf("service address %v would go along, and %%s has a raw or ping socket at it", l.Local)
 		}
 	}
 	if len(foreign) == 0 {

@@ -33,6 +33,10 @@ func dumpSocket(d *ProcessDump, o *openFile, f *image.File) error {
 		return dumpTCP(d, o, f, fd, refuse)
 	case kind.isUDP():
 		return dumpUDP(d, f, fd, refuse)
+	case kind.isRaw():
+		return dumpRaw(d, f, fd, refuse)
+	case family == unix.AF_PACKET:
+		return dumpPacket(d, f, fd, refuse)
 	case family == unix.AF_NETLINK:
 		return dumpNetlink(d, o, f, fd, refuse)
 	case family != unix.AF_UNIX:
@@ -45,14 +49,13 @@ func dumpSocket(d *ProcessDump, o *openFile, f *image.File) error {
 func familyName(family, protocol int) string {
 	protocols := map[int]string{
 		unix.IPPROTO_SCTP: "an SCTP socket", unix.IPPROTO_DCCP: "a DCCP socket", unix.IPPROTO_UDPLITE: "a UDP-Lite socket",
-		unix.IPPROTO_ICMP: "an ICMP socket", unix.IPPROTO_ICMPV6: "an ICMPv6 socket", unix.IPPROTO_RAW: "a raw socket",
 	}
 	if name, ok := protocols[protocol]; ok {
 		return name
 	}
 	names := map[int]string{
 		unix.AF_INET: "an IPv4 socket", unix.AF_INET6: "an IPv6 socket",
-		unix.AF_PACKET: "a packet socket", unix.AF_VSOCK: "a vsock socket", unix.AF_ALG: "a socket of the crypto API",
+		unix.AF_VSOCK: "a vsock socket", unix.AF_ALG: "a socket of the crypto API",
 		unix.AF_XDP: "an XDP socket", unix.AF_CAN: "a CAN socket", unix.AF_KEY: "a key management socket", unix.AF_TIPC: "a TIPC socket",
 		unix.AF_BLUETOOTH: "a Bluetooth socket", unix.AF_RDS: "an RDS socket", unix.AF_SMC: "an SMC socket",
 	}

@@ -46,13 +46,15 @@ func (c *Check) mustBind(local netip.AddrPort, err error) {
 	}
 }
 
-// localOf is the local address of a socket of TCP or UDP, if it has one.
+// localOf is the local address of a socket of an internet family, if it has one.
 func localOf(f *image.File) netip.AddrPort {
 	switch {
 	case f.TCP != nil:
 		return f.TCP.Local
 	case f.UDP != nil:
 		return f.UDP.Local
+	case f.Raw != nil:
+		return f.Raw.Local
 	}
 	return netip.AddrPort{}
 }
@@ -72,6 +74,11 @@ func (k inetKind) isTCP() bool {
 }
 
 func (k inetKind) isUDP() bool { return k.typ == unix.SOCK_DGRAM && k.protocol == unix.IPPROTO_UDP }
+
+// isRaw reports raw sockets and those of ping.
+func (k inetKind) isRaw() bool {
+	return k.typ == unix.SOCK_RAW || k.typ == unix.SOCK_DGRAM && (k.protocol == unix.IPPROTO_ICMP || k.protocol == unix.IPPROTO_ICMPV6)
+}
 
 // inetKindOf is the zero value for sockets of other families.
 func inetKindOf(fd, family int) (k inetKind, err error) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/image"
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
 	"github.com/pagurus-project/pagurus/tcprepair/udp"
 )
 
@@ -18,11 +19,7 @@ import (
 var udpSocket = fileKind{
 	check: func(c *Check, f *image.File) {
 		c.mustBind(f.UDP.Local, udp.CanBind(f.UDP, comesAlong(c.Image, f)))
-		for _, name := range devicesOf(f.UDP) {
-			if _, err := net.InterfaceByName(name); err != nil {
-				c.Block(migrate.CodeDescriptor, "choose a host that has it", "a UDP socket of the process, at %v, uses the network device %s, which the host does not have", f.UDP.Local, name)
-			}
-		}
+		c.mustHaveDevices(fmt.Sprintf("a UDP socket of the process, at %v,", f.UDP.Local), devicesOf(inet.Devices{Any: f.UDP.Device, Groups: f.UDP.GroupDevice}, f.UDP.Memberships))
 	},
 	open: func(r *TreeRestore, f *image.File) (int, error) {
 		fd, err := udp.Restore(f.UDP, comesAlong(r.Image, f))
@@ -37,17 +34,26 @@ var udpSocket = fileKind{
 }
 
 // devicesOf are the network devices that a socket names.
-func devicesOf(s *udp.Socket) []string {
+func devicesOf(d inet.Devices, memberships []inet.Membership) []string {
 	var all []string
-	for _, name := range []string{s.Device, s.GroupDevice} {
+	for _, name := range []string{d.Any, d.Groups} {
 		if name != "" {
 			all = append(all, name)
 		}
 	}
-	for _, m := range s.Memberships {
+	for _, m := range memberships {
 		all = append(all, m.Device)
 	}
 	return all
+}
+
+// mustHaveDevices reports those that the host does not have.
+func (c *Check) mustHaveDevices(what string, names []string) {
+	for _, name := range names {
+		if _, err := net.InterfaceByName(name); err != nil {
+			c.Block(migrate.CodeDescriptor, "choose a host that has it", "%s uses the network device %s, which the host does not have", what, name)
+		}
+	}
 }
 
 // dumpUDP reads one, by fd, a descriptor of ours, but for its queue.
@@ -75,18 +81,18 @@ func dumpUDP(d *ProcessDump, f *image.File, fd int, refuse func(what, hint strin
 	if d.Inspect {
 		return nil
 	}
-	return sent(fd, s)
+	return sent(fd, udp.Unsent, fmt.Sprintf("a UDP socket at %v", s.Local))
 }
 
 // sent makes sure that all of what a socket has sent is on its way.
-func sent(fd int, s *udp.Socket) error {
+func sent(fd int, unsent func(fd int) (int, error), what string) error {
 	const tries = 10
 	for range tries {
-		n, err := udp.Unsent(fd)
+		n, err := unsent(fd)
 		if err != nil || n == 0 {
 			return err
 		}
 		<-time.After(500 * time.Microsecond) // the network takes what was sent
 	}
-	return fmt.Errorf("%w: a UDP socket at %v has sent what is not on its way: the process holds it back (UDP_CORK, MSG_MORE), or a device or a neighbour does not take it", ErrTryAgain, s.Local)
+	return fmt.Errorf("%w: %s has sent what is not on its way: the process holds it back (UDP_CORK, MSG_MORE), or a device or a neighbour does not take it", ErrTryAgain, what)
 }

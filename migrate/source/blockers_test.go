@@ -118,6 +118,37 @@ func ports(t *testing.T, _ *exec.Cmd) {
 	}
 }
 
+// opens skips a test where the kernel was built without such sockets.
+func opens(family, kind, protocol int) func(*testing.T, *exec.Cmd) {
+	return func(t *testing.T, _ *exec.Cmd) {
+		t.Helper()
+		fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, protocol)
+		if err != nil {
+			t.Skipf("this kernel has no sockets of family %d, type %d, protocol %d: %v", family, kind, protocol, err)
+		}
+		unix.Close(fd)
+	}
+}
+
+// kernelTLS skips a test where the kernel was built without it: that is told before a
+// connection is missed.
+func kernelTLS(t *testing.T, _ *exec.Cmd) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptString(fd, unix.SOL_TCP, unix.TCP_ULP, "tls"); errors.Is(err, unix.ENOENT) {
+		t.Skip("this kernel has no TLS")
+	}
+}
+
+// withProgram makes a socket with a filter of eBPF that lets everything in: r0 = -1; exit.
+func withProgram(socket string) string {
+	return fmt.Sprintf(`s = %s; i = ctypes.create_string_buffer(struct.pack("BBhi" * 2, 0xb7, 0, 0, -1, 0x95, 0, 0, 0)); l = ctypes.create_string_buffer(b"GPL"); p = must(libc.syscall(321, 5, struct.pack("IIQQ", 1, 2, ctypes.addressof(i), ctypes.addressof(l)).ljust(48, b"\0"), 48)); s.setsockopt(socket.SOL_SOCKET, 50, p); os.close(p)`, socket)
+}
+
 // supervised installs a seccomp filter that lets everything pass but sysfs(2),
 // which nobody calls: of that it asks a supervisor.
 func supervised(flags int) string {
@@ -179,8 +210,19 @@ func TestBlockers(t *testing.T) {
 		{"lease", nil, `f = open(os.environ["DIR"] + "/f", "w"); r = open(f.name); f.close(); fcntl.fcntl(r, 1024, fcntl.F_RDLCK)`, []blocker{{migrate.CodeDescriptor, "lease"}}, ""},
 		{"timer of another", nil, `must(libc.syscall(222, (~os.getppid() << 3) | 2, None, ctypes.byref(ctypes.c_int())))`, []blocker{{migrate.CodeOutsideEnd, "processor time of process"}}, ""},
 		{"removed directory", nil, `d = os.environ["DIR"] + "/d"; os.mkdir(d); os.chdir(d); os.rmdir(d)`, []blocker{{migrate.CodeFileGone, "/d"}}, ""},
-		{"raw socket", nil, `s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)`, []blocker{{migrate.CodeDescriptor, "an ICMPv6 socket"}}, ""},
-		{"packet socket", nil, `s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)`, []blocker{{migrate.CodeDescriptor, "a packet socket"}}, ""},
+		{"raw and packet sockets", nil, `s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6); p = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)`, nil, "of 2 raw, ping or packet sockets"},
+		{"raw socket with a program", nil, withProgram(`socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)`), []blocker{{migrate.CodeDescriptor, "SO_ATTACH_BPF"}}, ""},
+		{"packet socket with a program", nil, withProgram(`socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)`), []blocker{{migrate.CodeDescriptor, "SO_ATTACH_BPF"}}, ""},
+		{"packet socket with a ring", nil, `s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0); s.setsockopt(263, 5, struct.pack("IIII", 4096, 1, 2048, 2))`, []blocker{{migrate.CodeDescriptor, "PACKET_RX_RING"}}, ""},
+		{"packet socket with a ring, mapped", nil, `s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0); s.setsockopt(263, 5, struct.pack("IIII", 4096, 1, 2048, 2)); m = mmap.mmap(s.fileno(), 4096)`, []blocker{{migrate.CodeDescriptor, "PACKET_RX_RING"}, {migrate.CodeMapping, "socket:["}}, ""},
+		{"packet socket of a group", nil, `s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0); s.bind(("lo", 0x88b5)); s.setsockopt(263, 18, os.getpid() & 0xffff)`, []blocker{{migrate.CodeDescriptor, "PACKET_FANOUT"}}, ""},
+		{"vsock", opens(unix.AF_VSOCK, unix.SOCK_STREAM, 0), `s = socket.socket(40, socket.SOCK_STREAM)`, []blocker{{migrate.CodeDescriptor, "a vsock socket"}}, ""},
+		{"XDP", opens(unix.AF_XDP, unix.SOCK_RAW, 0), `s = socket.socket(44, socket.SOCK_RAW)`, []blocker{{migrate.CodeDescriptor, "an XDP socket"}}, ""},
+		{"UDP-Lite", opens(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDPLITE), `s = socket.socket(2, socket.SOCK_DGRAM, 136)`, []blocker{{migrate.CodeDescriptor, "a UDP-Lite socket"}}, ""},
+		{"SCTP", opens(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_SCTP), `s = socket.socket(2, socket.SOCK_STREAM, 132)`, []blocker{{migrate.CodeDescriptor, "an SCTP socket"}}, ""},
+		{"crypto API", opens(unix.AF_ALG, unix.SOCK_SEQPACKET, 0), `s = socket.socket(38, socket.SOCK_SEQPACKET)`, []blocker{{migrate.CodeDescriptor, "a socket of the crypto API"}}, ""},
+		{"several paths", opens(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP), `s = socket.socket(2, socket.SOCK_STREAM, 262); s.bind(("127.0.0.1", 0)); s.listen(); c = socket.socket(2, socket.SOCK_STREAM, 262); c.connect(s.getsockname()); a, _ = s.accept(); s.close(); a.setblocking(False)`, []blocker{{migrate.CodeDescriptor, "(MPTCP)"}}, ""},
+		{"kTLS", kernelTLS, `s = socket.create_server(("127.0.0.1", 0)); c = socket.create_connection(s.getsockname()); a, _ = s.accept(); c.setsockopt(6, 31, b"tls")`, []blocker{{migrate.CodeDescriptor, "tls"}}, ""},
 		{"netlink socket", nil, `s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 16)`, []blocker{{migrate.CodeDescriptor, "a netlink socket of protocol 16"}}, ""},
 		{"connection of a unix socket", nil, `a = socket.socket(socket.AF_UNIX); a.bind("\0blocker"); a.listen(); b = socket.socket(socket.AF_UNIX); b.connect("\0blocker"); c = a.accept()`, nil, ""},
 		{"connection of a unix socket, its listener closed", nil, `a = socket.socket(socket.AF_UNIX); a.bind("\0blocker2"); a.listen(); b = socket.socket(socket.AF_UNIX); os.seteuid(1); b.connect("\0blocker2"); os.seteuid(0); c = a.accept(); a.close()`, nil, ""},
@@ -206,8 +248,8 @@ func TestBlockers(t *testing.T) {
 		{"deadline", nil, `must(libc.syscall(314, 0, struct.pack("IIQiIQQQ", 48, 6, 0, 0, 0, 10**6, 10**8, 10**8), 0))`, []blocker{{migrate.CodeProcessState, "SCHED_DEADLINE"}}, ""},
 		{"terminal", nil, `m, s = os.openpty(); fcntl.ioctl(s, 0x540E, 0)`, []blocker{{migrate.CodeProcessState, "controlling terminal"}, {migrate.CodeDescriptor, "descriptor "}}, ""},
 		{
-			"several", outsidePipe, `d = os.environ["DIR"] + "/d"; os.mkdir(d); os.chdir(d); os.rmdir(d); s = socket.socket(type=socket.SOCK_RAW, proto=1)`,
-			[]blocker{{migrate.CodeOutsideEnd, "descriptor 4 of process "}, {migrate.CodeFileGone, "/d"}, {migrate.CodeDescriptor, "an ICMP socket"}},
+			"several", outsidePipe, `d = os.environ["DIR"] + "/d"; os.mkdir(d); os.chdir(d); os.rmdir(d); s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 16)`,
+			[]blocker{{migrate.CodeOutsideEnd, "descriptor 4 of process "}, {migrate.CodeFileGone, "/d"}, {migrate.CodeDescriptor, "a netlink socket of protocol 16"}},
 			"",
 		},
 		{"watches", nil, `must(libc.inotify_add_watch(must(libc.inotify_init()), b"/tmp", 2))`, nil, "inotify"},

@@ -1,6 +1,7 @@
 package inet
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -46,4 +47,15 @@ func Sockaddr(a netip.AddrPort, ipv6 bool) (unix.Sockaddr, error) {
 		}
 	}
 	return sa, nil
+}
+
+// ParseSockaddr reads a struct sockaddr_in or sockaddr_in6; what is neither is no address.
+func ParseSockaddr(b []byte) netip.AddrPort {
+	switch {
+	case len(b) >= unix.SizeofSockaddrInet6 && binary.NativeEndian.Uint16(b) == unix.AF_INET6:
+		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(b[8:24])).Unmap(), binary.BigEndian.Uint16(b[2:]))
+	case len(b) >= unix.SizeofSockaddrInet4 && binary.NativeEndian.Uint16(b) == unix.AF_INET:
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), binary.BigEndian.Uint16(b[2:]))
+	}
+	return netip.AddrPort{}
 }

@@ -8,6 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ErrUnsupported says that a socket cannot be taken apart, with the reason.
+var ErrUnsupported = errors.New("cannot be moved")
+
 // An Identity is what a socket is from its making on, and whose.
 type Identity struct {
 	IPv6     bool // of the address family AF_INET6
@@ -63,6 +66,22 @@ func Bind(fd int, local netip.AddrPort, ipv6, early bool) error {
 		}
 		return nil
 	})
+}
+
+// Connect gives a socket of datagrams its peer, if that is valid; early as for Bind. Nothing
+// is sent.
+func Connect(fd int, remote netip.AddrPort, ipv6, early bool) error {
+	if !remote.IsValid() {
+		return nil
+	}
+	sa, err := Sockaddr(remote, ipv6)
+	if err != nil {
+		return err
+	}
+	if err := Abroad(fd, ipv6, early, func() error { return unix.Connect(fd, sa) }); err != nil {
+		return fmt.Errorf("connecting to %v: %w", remote, err)
+	}
+	return nil
 }
 
 // Abroad calls f; early, while the socket may be bound to an address that the host does not

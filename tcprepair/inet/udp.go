@@ -18,11 +18,13 @@ const (
 	soRcvPriority      = 82
 )
 
-// UDP is what its sockets have. Not among them: what names a device by a number, which is
-// another one on another host (IP_UNICAST_IF, IPV6_MULTICAST_IF, ...).
-var UDP = newTable(slices.Concat([]Kind{
-	{unix.SOL_SOCKET, unix.SO_REUSEADDR, "SO_REUSEADDR", 4, BeforeBind, Any},
-}, internet, []Kind{
+// reuse is SO_REUSEADDR where there is no repair mode.
+var reuse = []Kind{{unix.SOL_SOCKET, unix.SO_REUSEADDR, "SO_REUSEADDR", 4, BeforeBind, Any}}
+
+// datagram are the kinds that all internet sockets of datagrams have beside internet. Not
+// among them: what names a device by a number, which is another one on another host
+// (IP_UNICAST_IF, IPV6_MULTICAST_IF, ...).
+var datagram = []Kind{
 	{unix.SOL_SOCKET, unix.SO_BROADCAST, "SO_BROADCAST", 4, WhileSilent, Any},
 	{unix.SOL_SOCKET, unix.SO_NO_CHECK, "SO_NO_CHECK", 4, WhileSilent, Any},
 	{unix.SOL_SOCKET, unix.SO_TXTIME, "SO_TXTIME", 8, WhileSilent, Any},
@@ -51,12 +53,19 @@ var UDP = newTable(slices.Concat([]Kind{
 	{unix.SOL_IPV6, unix.IPV6_RECVPATHMTU, "IPV6_RECVPATHMTU", 4, WhileSilent, IPv6},
 	{unix.SOL_IPV6, unix.IPV6_DONTFRAG, "IPV6_DONTFRAG", 4, WhileSilent, IPv6},
 	{unix.SOL_IPV6, ipv6RecvErrRFC4884, "IPV6_RECVERR_RFC4884", 4, WhileSilent, IPv6},
+}
 
+// last are those that would spoil what comes before.
+var last = []Kind{
+	{unix.SOL_SOCKET, unix.SO_PEEK_OFF, "SO_PEEK_OFF", 4, AtLast, Any},
+	{unix.SOL_SOCKET, unix.SO_LOCK_FILTER, "SO_LOCK_FILTER", 4, AtLast, Any},
+}
+
+// UDP is what its sockets have.
+var UDP = newTable(slices.Concat(reuse, internet, datagram, []Kind{
 	{unix.SOL_UDP, udpNoCheck6TX, "UDP_NO_CHECK6_TX", 4, WhileSilent, Any},
 	{unix.SOL_UDP, udpNoCheck6RX, "UDP_NO_CHECK6_RX", 4, WhileSilent, Any},
 	{unix.SOL_UDP, unix.UDP_SEGMENT, "UDP_SEGMENT", 4, WhileSilent, Any},
 	{unix.SOL_UDP, unix.UDP_GRO, "UDP_GRO", 4, WhileSilent, Any},
 	{unix.SOL_UDP, unix.UDP_CORK, "UDP_CORK", 4, AtLast, Any},
-	{unix.SOL_SOCKET, unix.SO_PEEK_OFF, "SO_PEEK_OFF", 4, AtLast, Any},
-	{unix.SOL_SOCKET, unix.SO_LOCK_FILTER, "SO_LOCK_FILTER", 4, AtLast, Any},
-})...)
+}, last)...)

@@ -39,13 +39,16 @@ func Look(fd int) (*Socket, error) {
 	case err != nil:
 		return nil, fmt.Errorf("reading the filter: %w", err)
 	}
-	if err := s.readDevices(fd); err != nil {
+	devices, err := inet.ReadDevices(fd, s.IPv6)
+	if err != nil {
 		return nil, err
 	}
-	if s.Memberships, err = memberships(fd, s.IPv6); err != nil {
+	s.Device, s.GroupDevice = devices.Any, devices.Groups
+	if s.Memberships, err = inet.ReadMemberships(fd, s.IPv6); err != nil {
 		return nil, err
 	}
-	return s, s.readShutdown(fd)
+	s.Shutdown, err = inet.ReadShutdown(fd)
+	return s, err
 }
 
 // Unsent is how many bytes of memory the kernel has for what was sent and is not on its
@@ -72,22 +75,6 @@ func (s *Socket) readAddresses(fd int) error {
 		s.Remote, err = inet.Endpoint(sa)
 	}
 	return err
-}
-
-// readShutdown asks by poll(2): a socket that was shut down for sending alone looks like one
-// that was not.
-func (s *Socket) readShutdown(fd int) error {
-	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
-	if _, err := unix.Poll(poll, 0); err != nil {
-		return err
-	}
-	if poll[0].Revents&unix.POLLRDHUP != 0 {
-		s.Shutdown |= ShutReceive
-	}
-	if poll[0].Revents&unix.POLLHUP != 0 {
-		s.Shutdown |= ShutReceive | ShutSend
-	}
-	return nil
 }
 
 // An extra is something that the kernel tells of a datagram when it is asked to.
@@ -196,7 +183,7 @@ func datagrams(from unix.Sockaddr, data, control []byte) ([]Datagram, error) {
 		}
 		switch (extra{level: int(m.Header.Level), told: int(m.Header.Type)}) {
 		case extra{level: unix.SOL_IP, told: unix.IP_ORIGDSTADDR}, extra{level: unix.SOL_IPV6, told: unix.IPV6_ORIGDSTADDR}:
-			d.To = address(m.Data)
+			d.To = inet.ParseSockaddr(m.Data)
 		case extra{level: unix.SOL_IP, told: unix.IP_TTL}, extra{level: unix.SOL_IPV6, told: unix.IPV6_HOPLIMIT}:
 			d.Hops = uint8(value())
 		case extra{level: unix.SOL_IP, told: unix.IP_TOS}, extra{level: unix.SOL_IPV6, told: unix.IPV6_TCLASS}:
@@ -219,15 +206,4 @@ func datagrams(from unix.Sockaddr, data, control []byte) ([]Datagram, error) {
 		all = append(all, d)
 	}
 	return all, nil
-}
-
-// address reads a struct sockaddr_in or sockaddr_in6.
-func address(b []byte) netip.AddrPort {
-	switch {
-	case len(b) >= unix.SizeofSockaddrInet6 && binary.NativeEndian.Uint16(b) == unix.AF_INET6:
-		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(b[8:24])).Unmap(), binary.BigEndian.Uint16(b[2:]))
-	case len(b) >= unix.SizeofSockaddrInet4 && binary.NativeEndian.Uint16(b) == unix.AF_INET:
-		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), binary.BigEndian.Uint16(b[2:]))
-	}
-	return netip.AddrPort{}
 }

@@ -59,15 +59,15 @@ func (s *Socket) build(fd int, early bool) error {
 	if err := inet.UDP.Set(fd, s.Options, nil, inet.WhileSilent); err != nil {
 		return err
 	}
-	if err := s.setDevices(fd); err != nil {
+	if err := (inet.Devices{Any: s.Device, Groups: s.GroupDevice}).Set(fd, s.IPv6); err != nil {
 		return err
 	}
 	for i := range s.Memberships {
-		if err := s.Memberships[i].join(fd); err != nil {
+		if err := s.Memberships[i].Join(fd); err != nil {
 			return err
 		}
 	}
-	if err := s.connect(fd, early); err != nil {
+	if err := inet.Connect(fd, s.Remote, s.IPv6, early); err != nil {
 		return err
 	}
 	if err := s.Buffers.Settle(fd); err != nil {
@@ -81,34 +81,5 @@ func (s *Socket) build(fd int, early bool) error {
 	if err := inet.UDP.Set(fd, s.Options, nil, inet.AtLast); err != nil {
 		return err
 	}
-	return s.shutdown(fd)
-}
-
-// connect gives it its peer. Nothing is sent.
-func (s *Socket) connect(fd int, early bool) error {
-	if !s.Remote.IsValid() {
-		return nil
-	}
-	remote, err := inet.Sockaddr(s.Remote, s.IPv6)
-	if err != nil {
-		return err
-	}
-	err = inet.Abroad(fd, s.IPv6, early, func() error { return unix.Connect(fd, remote) })
-	if err != nil {
-		return fmt.Errorf("connecting to %v: %w", s.Remote, err)
-	}
-	return nil
-}
-
-// shutdown ends what was shut down. The kernel does so without a connection, too, and says
-// that there is none (inet_shutdown).
-func (s *Socket) shutdown(fd int) error {
-	how, ok := map[Shutdown]int{ShutReceive: unix.SHUT_RD, ShutSend: unix.SHUT_WR, ShutReceive | ShutSend: unix.SHUT_RDWR}[s.Shutdown]
-	if !ok {
-		return nil
-	}
-	if err := unix.Shutdown(fd, how); err != nil && !errors.Is(err, unix.ENOTCONN) {
-		return fmt.Errorf("shutting down: %w", err)
-	}
-	return nil
+	return s.Shutdown.Apply(fd)
 }

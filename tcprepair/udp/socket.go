@@ -18,7 +18,7 @@ type Socket struct {
 
 	UID, GID uint32 `json:",omitzero"` // of who made it, or was given it: sockets of one user may share a port (SO_REUSEPORT)
 
-	Shutdown Shutdown `json:",omitzero"`
+	Shutdown inet.Shutdown `json:",omitzero"`
 
 	Buffers inet.Buffers  `json:",omitzero"`
 	Options []inet.Option `json:",omitzero"`
@@ -26,20 +26,11 @@ type Socket struct {
 
 	// Devices through which it sends, by their names: as it says itself (IP_UNICAST_IF,
 	// IPV6_UNICAST_IF), and to groups (IP_MULTICAST_IF, IPV6_MULTICAST_IF). Empty: any.
-	Device      string       `json:",omitzero"`
-	GroupDevice string       `json:",omitzero"`
-	Memberships []Membership `json:",omitzero"`
+	Device      string            `json:",omitzero"`
+	GroupDevice string            `json:",omitzero"`
+	Memberships []inet.Membership `json:",omitzero"`
 
 	Queue []Datagram `json:",omitzero"`
-}
-
-// A Membership is a group that a socket listens to (IP_ADD_MEMBERSHIP), and of whom
-// (RFC 3678).
-type Membership struct {
-	Group   netip.Addr
-	Device  string
-	Only    bool         // from Sources alone; otherwise from all but those
-	Sources []netip.Addr `json:",omitzero"`
 }
 
 // A Datagram has come and was not read yet. IPv4 addresses are in their own notation.
@@ -50,20 +41,11 @@ type Datagram struct {
 	Data     []byte
 }
 
-// Shutdown is what shutdown(2) has ended (include/net/sock.h).
-type Shutdown uint8
-
-// Its bits.
-const (
-	ShutReceive Shutdown = 1 << iota
-	ShutSend
-)
-
 // ErrInvalid says that a Socket cannot have come from Dump.
 var ErrInvalid = errors.New("not a socket's state")
 
 // ErrUnsupported says that a socket cannot be taken apart, with the reason.
-var ErrUnsupported = errors.New("cannot be moved")
+var ErrUnsupported = inet.ErrUnsupported
 
 // maxData is what an IP packet has room for.
 const maxData = 1<<16 - 1 - headerBytes
@@ -86,14 +68,9 @@ func (s *Socket) Validate() error {
 	if len(s.Filter) > unix.BPF_MAXINSNS {
 		return fmt.Errorf("%w: a filter of %d instructions", ErrInvalid, len(s.Filter))
 	}
-	for _, m := range s.Memberships {
-		if !m.Group.IsMulticast() || m.Group.Is6() && !s.IPv6 || len(m.Sources) > maxSources {
-			return fmt.Errorf("%w: the group %v with %d sources", ErrInvalid, m.Group, len(m.Sources))
-		}
-		for _, a := range m.Sources {
-			if a.Is4() != m.Group.Is4() {
-				return fmt.Errorf("%w: the group %v with the source %v", ErrInvalid, m.Group, a)
-			}
+	for i := range s.Memberships {
+		if err := s.Memberships[i].Validate(s.IPv6); err != nil {
+			return fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 	}
 	for i := range s.Queue {

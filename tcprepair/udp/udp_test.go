@@ -278,23 +278,22 @@ func TestGroups(t *testing.T) {
 		t.Run(map[bool]string{false: "IPv4", true: "IPv6"}[ipv6], func(t *testing.T) {
 			enterNetwork(t, "10.9.0.1/24", "fd09::1/64")
 			fd := open(t, ipv6, map[bool]string{false: "0.0.0.0:7000", true: "[::]:7000"}[ipv6])
-			groups := []Membership{
+			groups := []inet.Membership{
 				{Group: netip.MustParseAddr("239.1.2.3"), Device: "eth0"},
 				{Group: netip.MustParseAddr("239.1.2.4"), Device: "eth0", Only: true, Sources: []netip.Addr{netip.MustParseAddr("10.9.0.7")}},
 				{Group: netip.MustParseAddr("239.1.2.5"), Device: "eth0", Sources: []netip.Addr{netip.MustParseAddr("10.9.0.8"), netip.MustParseAddr("10.9.0.9")}},
 			}
 			if ipv6 {
 				groups = append(groups,
-					Membership{Group: netip.MustParseAddr("ff05::77"), Device: "eth0"},
-					Membership{Group: netip.MustParseAddr("ff05::78"), Device: "eth0", Only: true, Sources: []netip.Addr{netip.MustParseAddr("fd09::7")}})
+					inet.Membership{Group: netip.MustParseAddr("ff05::77"), Device: "eth0"},
+					inet.Membership{Group: netip.MustParseAddr("ff05::78"), Device: "eth0", Only: true, Sources: []netip.Addr{netip.MustParseAddr("fd09::7")}})
 			}
 			others := open(t, ipv6, "")
-			check(t, (&Membership{Group: netip.MustParseAddr("239.9.9.9"), Device: "eth0"}).join(others)) // is not ours
+			check(t, (&inet.Membership{Group: netip.MustParseAddr("239.9.9.9"), Device: "eth0"}).Join(others)) // is not ours
 			for i := range groups {
-				check(t, groups[i].join(fd))
+				check(t, groups[i].Join(fd))
 			}
-			s := &Socket{IPv6: ipv6, Device: "eth0", GroupDevice: "eth0"}
-			check(t, s.setDevices(fd))
+			check(t, inet.Devices{Any: "eth0", Groups: "eth0"}.Set(fd, ipv6))
 			anew, was := moved(t, fd)
 			if len(was.Memberships) != len(groups) || was.Device != "eth0" || was.GroupDevice != "eth0" {
 				t.Errorf("%d memberships, devices %q and %q: %v", len(was.Memberships), was.Device, was.GroupDevice, was.Memberships)
@@ -306,7 +305,7 @@ func TestGroups(t *testing.T) {
 
 // TestShutdown: the end of what was shut down is the end there, too.
 func TestShutdown(t *testing.T) {
-	for how, want := range map[int]Shutdown{unix.SHUT_RD: ShutReceive, unix.SHUT_RDWR: ShutReceive | ShutSend} {
+	for how, want := range map[int]inet.Shutdown{unix.SHUT_RD: inet.ShutReceive, unix.SHUT_RDWR: inet.ShutReceive | inet.ShutSend} {
 		for _, connected := range []bool{true, false} {
 			t.Run("", func(t *testing.T) {
 				enterNetwork(t)
@@ -333,8 +332,8 @@ func TestGarbage(t *testing.T) {
 		{Local: netip.MustParseAddrPort("[::1]:1")},
 		{Remote: netip.MustParseAddrPort("127.0.0.1:1")},
 		{Options: []inet.Option{{Level: 1, Name: 999}}},
-		{Memberships: []Membership{{Group: netip.MustParseAddr("10.0.0.1")}}},
-		{Memberships: []Membership{{Group: netip.MustParseAddr("239.0.0.1"), Sources: []netip.Addr{netip.MustParseAddr("::1")}}}},
+		{Memberships: []inet.Membership{{Group: netip.MustParseAddr("10.0.0.1")}}},
+		{Memberships: []inet.Membership{{Group: netip.MustParseAddr("239.0.0.1"), Sources: []netip.Addr{netip.MustParseAddr("::1")}}}},
 		{Queue: []Datagram{{}}},
 		{Queue: []Datagram{{From: netip.MustParseAddrPort("[::1]:1"), To: netip.MustParseAddrPort("127.0.0.1:1")}}},
 		{Queue: []Datagram{{From: netip.MustParseAddrPort("127.0.0.1:1"), To: netip.MustParseAddrPort("127.0.0.1:1"), Data: make([]byte, 1<<16)}}},
@@ -344,8 +343,7 @@ func TestGarbage(t *testing.T) {
 		}
 	}
 	for n := range 40 {
-		_ = address(make([]byte, n))
-		_, _ = decodeGroup(make([]byte, n*10))
+		_ = inet.ParseSockaddr(make([]byte, n))
 		_, _ = datagrams(&unix.SockaddrInet4{}, nil, bytes.Repeat([]byte{1}, n))
 	}
 }

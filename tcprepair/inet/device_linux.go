@@ -1,4 +1,4 @@
-package udp
+package inet
 
 import (
 	"encoding/binary"
@@ -7,42 +7,45 @@ import (
 	"net/netip"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
 // ipv6UnicastIF is IPV6_UNICAST_IF (include/uapi/linux/in6.h).
 const ipv6UnicastIF = 76
 
-// readDevices reads through which devices a socket sends. One that was named for groups by
+// Devices are those through which a socket sends, by their names: as it says itself
+// (IP_UNICAST_IF, IPV6_UNICAST_IF), and to groups (IP_MULTICAST_IF, IPV6_MULTICAST_IF).
+// Empty: any.
+type Devices struct{ Any, Groups string }
+
+// ReadDevices reads through which devices a socket sends. One that was named for groups by
 // its number to a socket of IPv4 is not told (struct ip_mreqn without an address).
-func (s *Socket) readDevices(fd int) error {
+func ReadDevices(fd int, ipv6 bool) (d Devices, err error) {
 	level, name := unix.SOL_IP, unix.IP_UNICAST_IF
-	if s.IPv6 {
+	if ipv6 {
 		level, name = unix.SOL_IPV6, ipv6UnicastIF
 	}
-	index, err := inet.GetInt(fd, level, name)
+	index, err := GetInt(fd, level, name)
 	if err != nil {
-		return fmt.Errorf("reading the device that it sends through: %w", err)
+		return d, fmt.Errorf("reading the device that it sends through: %w", err)
 	}
 	// In the order of the network, to be mistaken for an address (ip(7)).
-	if s.Device, err = deviceName(swap(index)); err != nil {
-		return err
+	if d.Any, err = deviceName(swap(index)); err != nil {
+		return d, err
 	}
-	if s.IPv6 {
-		if index, err = inet.GetInt(fd, unix.SOL_IPV6, unix.IPV6_MULTICAST_IF); err == nil {
-			s.GroupDevice, err = deviceName(index)
+	if ipv6 {
+		if index, err = GetInt(fd, unix.SOL_IPV6, unix.IPV6_MULTICAST_IF); err == nil {
+			d.Groups, err = deviceName(index)
 		}
 	} else {
 		var address []byte
-		if address, err = inet.Get(fd, unix.SOL_IP, unix.IP_MULTICAST_IF, 4); err == nil && len(address) == 4 {
-			s.GroupDevice, err = deviceWith(netip.AddrFrom4([4]byte(address)))
+		if address, err = Get(fd, unix.SOL_IP, unix.IP_MULTICAST_IF, 4); err == nil && len(address) == 4 {
+			d.Groups, err = deviceWith(netip.AddrFrom4([4]byte(address)))
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("reading the device for groups: %w", err)
+		return d, fmt.Errorf("reading the device for groups: %w", err)
 	}
-	return nil
+	return d, nil
 }
 
 func swap(n uint32) uint32 {
@@ -58,7 +61,7 @@ func deviceName(index uint32) (string, error) {
 	}
 	d, err := net.InterfaceByIndex(int(index))
 	if err != nil {
-		return "", fmt.Errorf("a UDP socket that sends through device %d, which is gone, %w", index, ErrUnsupported)
+		return "", fmt.Errorf("a socket that sends through device %d, which is gone, %w", index, ErrUnsupported)
 	}
 	return d.Name, nil
 }
@@ -80,43 +83,43 @@ func deviceWith(a netip.Addr) (string, error) {
 			}
 		}
 	}
-	return "", fmt.Errorf("a UDP socket that sends to groups from %v, an address which is gone, %w", a, ErrUnsupported)
+	return "", fmt.Errorf("a socket that sends to groups from %v, an address which is gone, %w", a, ErrUnsupported)
 }
 
-// setDevices is the other half of readDevices.
-func (s *Socket) setDevices(fd int) error {
-	if s.Device != "" {
-		d, err := net.InterfaceByName(s.Device)
+// Set is the other half of ReadDevices.
+func (d Devices) Set(fd int, ipv6 bool) error {
+	if d.Any != "" {
+		device, err := net.InterfaceByName(d.Any)
 		if err != nil {
-			return fmt.Errorf("sending through %s: %w", s.Device, err)
+			return fmt.Errorf("sending through %s: %w", d.Any, err)
 		}
 		level, name := unix.SOL_IP, unix.IP_UNICAST_IF
-		if s.IPv6 {
+		if ipv6 {
 			level, name = unix.SOL_IPV6, ipv6UnicastIF
 		}
-		if err := inet.SetInt(fd, level, name, swap(uint32(d.Index))); err != nil {
-			return fmt.Errorf("sending through %s: %w", s.Device, err)
+		if err := SetInt(fd, level, name, swap(uint32(device.Index))); err != nil {
+			return fmt.Errorf("sending through %s: %w", d.Any, err)
 		}
 	}
-	if s.GroupDevice == "" {
+	if d.Groups == "" {
 		return nil
 	}
-	d, err := net.InterfaceByName(s.GroupDevice)
+	device, err := net.InterfaceByName(d.Groups)
 	switch {
 	case err != nil:
-	case s.IPv6:
-		err = unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_MULTICAST_IF, d.Index)
+	case ipv6:
+		err = unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_MULTICAST_IF, device.Index)
 	default:
-		err = s.setGroupDevice(fd, d)
+		err = setGroupDevice(fd, device)
 	}
 	if err != nil {
-		return fmt.Errorf("sending to groups through %s: %w", s.GroupDevice, err)
+		return fmt.Errorf("sending to groups through %s: %w", d.Groups, err)
 	}
 	return nil
 }
 
 // setGroupDevice names a device with its address, as that alone is told again.
-func (s *Socket) setGroupDevice(fd int, d *net.Interface) error {
+func setGroupDevice(fd int, d *net.Interface) error {
 	request := unix.IPMreqn{Ifindex: int32(d.Index)}
 	addresses, err := d.Addrs()
 	if err != nil {

@@ -1,4 +1,4 @@
-package udp
+package inet
 
 import (
 	"bufio"
@@ -16,9 +16,29 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
+
+// A Membership is a group that a socket listens to (IP_ADD_MEMBERSHIP), and of whom
+// (RFC 3678).
+type Membership struct {
+	Group   netip.Addr
+	Device  string
+	Only    bool         // from Sources alone; otherwise from all but those
+	Sources []netip.Addr `json:",omitzero"`
+}
+
+// Validate checks a Membership from elsewhere, of a socket of AF_INET6 or not.
+func (m *Membership) Validate(ipv6 bool) error {
+	if !m.Group.IsMulticast() || m.Group.Is6() && !ipv6 || len(m.Sources) > maxSources {
+		return fmt.Errorf("the group %v with %d sources", m.Group, len(m.Sources))
+	}
+	for _, a := range m.Sources {
+		if a.Is4() != m.Group.Is4() {
+			return fmt.Errorf("the group %v with the source %v", m.Group, a)
+		}
+	}
+	return nil
+}
 
 // A groupFilter is struct group_filter (include/uapi/linux/in.h): which group at which
 // device, of whom.
@@ -76,9 +96,9 @@ func putAddress(b []byte, a netip.Addr) {
 	copy(b[8:], a.AsSlice())
 }
 
-// memberships finds out which of the groups that the host is in a socket has joined: the
+// ReadMemberships finds out which of the groups that the host is in a socket has joined: the
 // kernel does not list those of a socket, but tells of one that is asked for.
-func memberships(fd int, ipv6 bool) ([]Membership, error) {
+func ReadMemberships(fd int, ipv6 bool) ([]Membership, error) {
 	candidates, err := hostGroups()
 	if err != nil {
 		return nil, fmt.Errorf("listing multicast groups: %w", err)
@@ -97,8 +117,8 @@ func memberships(fd int, ipv6 bool) ([]Membership, error) {
 			continue
 		}
 		g := groupFilter{device: uint32(numbers[c.Device]), group: c.Group} // 0, if it is gone
-		answer, err := inet.Ask(fd, g.level(), mcastMSFilter, g.encode(maxSources))
-		if errors.Is(err, unix.EADDRNOTAVAIL) || inet.Unknown(err) || errors.Is(err, unix.ENODEV) {
+		answer, err := Ask(fd, g.level(), mcastMSFilter, g.encode(maxSources))
+		if errors.Is(err, unix.EADDRNOTAVAIL) || Unknown(err) || errors.Is(err, unix.ENODEV) {
 			continue // it has not
 		}
 		if err != nil {
@@ -125,7 +145,7 @@ func decodeGroup(b []byte) (m Membership, err error) {
 		return m, fmt.Errorf("a group with %d sources %w", n, ErrUnsupported)
 	}
 	for i := range n {
-		a := address(b[sourcesOffset+i*storageBytes:])
+		a := ParseSockaddr(b[sourcesOffset+i*storageBytes:])
 		if !a.Addr().IsValid() {
 			return m, fmt.Errorf("source %d of a group is no address", i)
 		}
@@ -134,20 +154,20 @@ func decodeGroup(b []byte) (m Membership, err error) {
 	return m, nil
 }
 
-// join makes a socket a member.
-func (m *Membership) join(fd int) error {
+// Join makes a socket a member.
+func (m *Membership) Join(fd int) error {
 	device, err := net.InterfaceByName(m.Device)
 	if err != nil {
 		return fmt.Errorf("joining %v at %s: %w", m.Group, m.Device, err)
 	}
 	g := groupFilter{device: uint32(device.Index), group: m.Group, only: m.Only, sources: m.Sources}
-	if err := inet.Set(fd, g.level(), mcastJoinGroup, g.encode(0)[:groupRequestSize]); err != nil {
+	if err := Set(fd, g.level(), mcastJoinGroup, g.encode(0)[:groupRequestSize]); err != nil {
 		return fmt.Errorf("joining %v at %s: %w", m.Group, m.Device, err)
 	}
 	if !m.Only && len(m.Sources) == 0 {
 		return nil
 	}
-	if err := inet.Set(fd, g.level(), mcastMSFilter, g.encode(0)); err != nil {
+	if err := Set(fd, g.level(), mcastMSFilter, g.encode(0)); err != nil {
 		return fmt.Errorf("choosing the sources of %v: %w", m.Group, err)
 	}
 	return nil
