@@ -1,13 +1,12 @@
 package e2e
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
-	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -15,7 +14,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/pagurus-project/pagurus/e2e/testbed"
 	"github.com/pagurus-project/pagurus/migrate"
 )
 
@@ -23,113 +21,6 @@ import (
 type edge struct {
 	name                  string
 	before, during, after func(*talk) error
-}
-
-// A talk is one client's, with the process of a fault.
-type talk struct {
-	f *fault
-	*net.TCPConn
-	lines *bufio.Reader
-	done  chan error // of what goes on in the background
-}
-
-// edgeAt is where it connects to.
-var edgeAt = netip.AddrPortFrom(alongFault.Addr(), 7351)
-
-// dial connects once more; set may set options of the socket first.
-func (k *talk) dial(set func(fd int) error) error {
-	return within(k.f.t, "client", func() error {
-		d := net.Dialer{Timeout: 20 * time.Second, Control: func(_, _ string, c syscall.RawConn) error {
-			var err error
-			if set != nil {
-				err = errors.Join(c.Control(func(fd uintptr) { err = set(int(fd)) }), err)
-			}
-			return err
-		}}
-		conn, err := d.DialContext(k.f.ctx, "tcp", edgeAt.String())
-		if err != nil {
-			return err
-		}
-		k.TCPConn, k.lines = conn.(*net.TCPConn), bufio.NewReader(conn)
-		return conn.SetDeadline(time.Now().Add(time.Minute))
-	})
-}
-
-// Lines of a size that fills all queues long before all are answered.
-const (
-	manyLines = 300
-	lineBytes = 32 << 10
-)
-
-func longLine(n int) string { return strings.Repeat(string(rune('a'+n%26)), lineBytes) }
-
-// writeMany writes all lines in the background, and ends that direction.
-func (k *talk) writeMany() error {
-	k.done = make(chan error, 1)
-	go func() {
-		for n := 1; n <= manyLines; n++ {
-			if _, err := fmt.Fprintln(k, longLine(n)); err != nil {
-				k.done <- err
-				return
-			}
-		}
-		k.done <- k.CloseWrite()
-	}()
-	// Nobody reads, so that all queues are full soon, and stay so.
-	for filled, before := 0, -1; filled != before; {
-		before = filled
-		<-time.After(50 * time.Millisecond)
-		raw, err := k.SyscallConn()
-		if err != nil {
-			return err
-		}
-		if err := raw.Control(func(fd uintptr) { filled, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// readMany reads all answers, and the end.
-func (k *talk) readMany() error {
-	for n := 1; n <= manyLines; n++ {
-		got, err := k.lines.ReadString('\n')
-		if want := fmt.Sprintf("%s %d\n", longLine(n), n); err != nil || got != want {
-			return fmt.Errorf("answer %d has %d bytes, %.20q..., and is wrong: %w", n, len(got), got, err)
-		}
-	}
-	return errors.Join(k.readEnd(), <-k.done)
-}
-
-func (k *talk) readEnd() error {
-	if rest, err := io.ReadAll(k.lines); err != nil || len(rest) > 0 {
-		return fmt.Errorf("%.20q instead of the end: %w", rest, err)
-	}
-	return nil
-}
-
-func (k *talk) ask(text string, n int) error {
-	if _, err := fmt.Fprintln(k, text); err != nil {
-		return err
-	}
-	return k.hear(text, n)
-}
-
-func (k *talk) hear(text string, n int) error {
-	got, err := k.lines.ReadString('\n')
-	if want := fmt.Sprintf("%s %d\n", text, n); err != nil || got != want {
-		return fmt.Errorf("%q instead of %q: %w", got, want, err)
-	}
-	return nil
-}
-
-// sentAgain is how many segments the client has sent again.
-func (k *talk) sentAgain() int {
-	n, err := (&testbed.Client{Conn: k.TCPConn}).SentAgain()
-	if err != nil {
-		k.f.t.Error(err)
-	}
-	return n
 }
 
 var edges = []edge{
@@ -221,40 +112,78 @@ var edges = []edge{
 		},
 	},
 	{
-		name: "the way from the destination has another MTU",
-		before: func(k *talk) error {
-			k.f.t.Cleanup(func() { setMTU(k.f.t, "host-b", 0) })
-			setMTU(k.f.t, "host-b", 1300)
-			return errors.Join(k.dial(nil), k.writeMany())
+		name:   "the way from the destination has a smaller MTU",
+		before: func(k *talk) error { return errors.Join(k.setMTU("host-b", 1300), k.dial(nil), k.writeMany()) },
+		after:  (*talk).readMany,
+	},
+	{
+		name:   "the way from the source has a smaller MTU",
+		before: func(k *talk) error { return errors.Join(k.setMTU("host-a", 1300), k.dial(nil), k.writeMany()) },
+		after:  (*talk).readMany,
+	},
+	{
+		name:   "what the client has said is out of order, and what is missing comes in the freeze",
+		before: (*talk).sayOutOfOrder,
+		during: func(k *talk) error {
+			sent := k.sentAgain()
+			return errors.Join(k.loseNothing(), k.await("what was lost to be sent again", func(i *unix.TCPInfo) bool { return int(i.Total_retrans) > sent }))
 		},
-		after: (*talk).readMany,
+		after: (*talk).hearInOrder,
+	},
+	{
+		name:   "what the client has said is out of order, and what is missing comes afterwards",
+		before: (*talk).sayOutOfOrder,
+		after:  func(k *talk) error { return errors.Join(k.loseNothing(), k.hearInOrder()) },
+	},
+	{
+		name:   "what the server has said is out of order, and what is missing comes with the new host's first words",
+		before: (*talk).hearOutOfOrder,
+		during: (*talk).loseNothing,
+		after:  (*talk).hearInOrder,
+	},
+	{
+		name:   "what the server has said is out of order, and what is missing comes later",
+		before: (*talk).hearOutOfOrder,
+		after:  func(k *talk) error { return errors.Join(k.loseNothing(), k.hearInOrder()) },
 	},
 }
 
-// setMTU bounds what a host sends to others, by its routes: a pair of virtual devices would also
-// take nothing in that is longer than its own MTU, where network cards do, and what the client
-// sends would be lost without a word.
-func setMTU(t *testing.T, name string, mtu int) {
-	t.Helper()
-	if err := within(t, name, func() error {
-		link, err := netlink.LinkByName("eth0")
-		if err != nil {
-			return err
-		}
-		routes, err := netlink.RouteList(link, netlink.FAMILY_V4)
-		for i := range routes {
-			routes[i].MTU = mtu
-			err = errors.Join(err, netlink.RouteReplace(&routes[i]))
-		}
-		return err
-	}); err != nil {
-		t.Fatal(err)
+// setMTU bounds what a host sends to others, by its routes, until the test is over: a pair of
+// virtual devices would also take nothing in that is longer than its own MTU, where network
+// cards do, and what the client sends would be lost without a word.
+func (k *talk) setMTU(name string, mtu int) error {
+	family := netlink.FAMILY_V4
+	if k.at.Addr().Is6() {
+		family = netlink.FAMILY_V6
 	}
+	set := func(mtu int) error {
+		return within(k.f.t, name, func() error {
+			link, err := netlink.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			routes, err := netlink.RouteList(link, family)
+			for i := range routes {
+				routes[i].MTU = mtu
+				err = errors.Join(err, netlink.RouteReplace(&routes[i]))
+			}
+			return err
+		})
+	}
+	k.f.t.Cleanup(func() {
+		if err := set(0); err != nil {
+			k.f.t.Error(err)
+		}
+	})
+	return set(mtu)
 }
+
+// alongFault6 is a second service address of its process.
+var alongFault6 = netip.MustParsePrefix("fd77::110/64")
 
 // TestEdges: whatever a client does just before, in or just after the freeze, it is
 // served as if nothing had happened, and nobody is reset: when the server has moved, and
-// when it could not.
+// when it could not. One client does it by IPv4, and one by IPv6.
 func TestEdges(t *testing.T) {
 	for _, e := range edges {
 		t.Run(e.name, func(t *testing.T) { e.move(t, "host-a", "promised", migrate.StateDone) })
@@ -264,21 +193,34 @@ func TestEdges(t *testing.T) {
 
 // move has it happen while an agent is held at a point of a migration.
 func (e *edge) move(t *testing.T, held, point string, outcome migrate.State) {
-	f := newFault(t, held, point)
-	k := &talk{f: f}
-	t.Cleanup(func() {
-		if k.TCPConn != nil {
-			_ = k.Close() // where it has not come to that
-		}
-	})
-	wire := newTap(t, edgeAt)
+	at4, at6 := netip.AddrPortFrom(alongFault.Addr(), 7351), netip.AddrPortFrom(alongFault6.Addr(), 7351)
+	f := newFaultAt(t, held, point, at4.String()+","+at6.String(), alongFault6)
+	talks := []*talk{{f: f, name: "IPv4", at: at4}, {f: f, name: "IPv6", at: at6}}
+	var wires []*tap
+	for _, k := range talks {
+		wires = append(wires, newTap(t, k.at))
+		t.Cleanup(func() {
+			if k.TCPConn != nil {
+				_ = k.Close() // where it has not come to that
+			}
+		})
+	}
 	step := func(what string, do func(*talk) error) {
 		t.Helper()
 		if do == nil {
 			return
 		}
-		if err := do(k); err != nil {
-			t.Fatalf("%s the freeze: %v%s", what, err, bed.Logs("host-a", "host-b"))
+		var all sync.WaitGroup
+		for _, k := range talks {
+			all.Go(func() {
+				if err := do(k); err != nil {
+					t.Errorf("%s, %s the freeze: %v", k.name, what, err)
+				}
+			})
+		}
+		all.Wait()
+		if t.Failed() {
+			t.Fatal(bed.Logs("host-a", "host-b"))
 		}
 	}
 	step("before", e.before)
@@ -301,7 +243,9 @@ func (e *edge) move(t *testing.T, held, point string, outcome migrate.State) {
 	if err := f.clients.End(); err != nil {
 		t.Error(err)
 	}
-	wire.judge("host-a", f.process.Host)
+	for _, w := range wires {
+		w.judge("host-a", f.process.Host)
+	}
 }
 
 // TestClosedBefore: what a program has said before it has closed a connection arrives,

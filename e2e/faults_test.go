@@ -40,7 +40,8 @@ type fault struct {
 	id      string
 	held    *lab.Daemon     // an agent that stops itself, or nil
 	hold    string          // the file that makes it
-	clients testbed.Clients // of the process, by the service address
+	along   []netip.Prefix  // the service addresses that go along
+	clients testbed.Clients // of the process, by the first of them
 	unix    string          // where it listens, too
 }
 
@@ -164,15 +165,17 @@ func newFault(t *testing.T, held, point string) *fault {
 	return newFaultAt(t, held, point, netip.AddrPortFrom(alongFault.Addr(), 7351).String())
 }
 
-// newFaultAt has it listen at more than the service address.
-func newFaultAt(t *testing.T, held, point, listen string) *fault {
+// newFaultAt has it listen at more than the service address, and at more of those.
+func newFaultAt(t *testing.T, held, point, listen string, more ...netip.Prefix) *fault {
 	t.Helper()
 	ctx := limit(t, 90*time.Second)
 	for _, h := range bed.Lab.Hosts() {
 		agentAnswers(ctx, t, h.Name()) // after the case before this one
 	}
-	f := &fault{t: t, ctx: ctx}
-	addAddress(ctx, t, alongFault, "host-a")
+	f := &fault{t: t, ctx: ctx, along: append([]netip.Prefix{alongFault}, more...)}
+	for _, p := range f.along {
+		addAddress(ctx, t, p, "host-a")
+	}
 	at := netip.AddrPortFrom(alongFault.Addr(), 7351)
 	f.unix = filepath.Join("/srv/local", filepath.Base(t.TempDir())+fmt.Sprint(time.Now().UnixNano()), "echo")
 	for _, h := range []string{"host-a", "host-b"} {
@@ -272,10 +275,12 @@ func (f *fault) judge(outcomes []migrate.State) {
 	content(f.ctx, f.t, f.process)
 	// A host that was lost is told now and then.
 	other := map[string]string{"host-a": "host-b", "host-b": "host-a"}[f.process.Host]
-	f.await("the address to be where the process is", func() bool {
-		return has(f.t, f.process.Host, alongFault.Addr()) && !has(f.t, other, alongFault.Addr())
-	})
-	mustBeAt(f.ctx, f.t, alongFault, f.process.Host)
+	for _, p := range f.along {
+		f.await("the address to be where the process is", func() bool {
+			return has(f.t, f.process.Host, p.Addr()) && !has(f.t, other, p.Addr())
+		})
+		mustBeAt(f.ctx, f.t, p, f.process.Host)
+	}
 	f.mustAnswer(other)
 	if f.t.Failed() {
 		f.t.Log(bed.Logs("host-a", "host-b"))

@@ -35,7 +35,19 @@ var onGuest = []struct {
 	{pkg: "parasite"},
 	{pkg: "migrate/source", run: "^(TestReplica|TestInspectRefuses)$", must: []string{"TestReplica", "TestInspectRefuses"}},
 	{pkg: "agent", run: "^TestKernelThread$", must: []string{"TestKernelThread"}},
+	{pkg: "tcprepair", must: []string{"TestStates", "TestFullQueues"}},
+	{pkg: "tcprepair/udp", must: []string{"TestQueue", "TestGroups"}},
+	{pkg: "tcprepair/forward", skip: "^TestMany$", must: []string{"TestMovedAway", "TestMovedOn", "TestBothGuests"}},
+	{pkg: "migrate/unixsock", must: []string{"TestPublish", "TestAbstract", "TestList"}},
 	{pkg: "migrate/target", skip: "^TestMoveWorkloads$/^float$", must: []string{"TestMoveWorkloads/memory"}},
+}
+
+// modules are what the tests need, each after those that it depends on.
+var modules = []string{
+	"net/unix/unix_diag.ko", "net/netlink/netlink_diag.ko", "net/ipv4/inet_diag.ko", "net/ipv4/tcp_diag.ko", "net/ipv4/udp_diag.ko", "drivers/net/veth.ko",
+	"net/llc/llc.ko", "net/802/stp.ko", "net/bridge/bridge.ko",
+	"lib/libcrc32c.ko", "net/netfilter/nfnetlink.ko", "net/netfilter/nf_tables.ko",
+	"net/netfilter/nf_dup_netdev.ko", "net/netfilter/nft_dup_netdev.ko", "net/netfilter/nft_fwd_netdev.ko",
 }
 
 // build makes test binaries and programs without cgo.
@@ -111,7 +123,7 @@ func TestDebianKernel(t *testing.T) {
 	dir := t.TempDir()
 	guest := Guest{
 		Kernel:   kernel,
-		Modules:  []string{"net/unix/unix_diag.ko"},
+		Modules:  modules,
 		MemoryMB: 3072,
 		Built:    map[string]string{module + "e2e/workload": filepath.Join(dir, "workload")},
 	}

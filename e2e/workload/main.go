@@ -50,7 +50,7 @@ func run(args []string, out io.Writer) error {
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
 	ask := flags.String("ask", "", "path of the file by which it is asked; the verdict is in PATH.answer")
 	j := &journal{}
-	at := flags.String("echo", "", "ADDRESS:PORT where it answers each line with it, and how many have come over that connection")
+	at := flags.String("echo", "", "ADDRESS:PORT, or several with commas, where it answers each line with it, and how many have come over that connection")
 	unixAt := flags.String("unix", "", "PATH of a unix socket where it does so, too")
 	datagramsAt := flags.String("datagrams", "", "ADDRESS:PORT where it answers each datagram with it, and how many have come from there")
 	p := programs[name](flags, j)
@@ -64,12 +64,11 @@ func run(args []string, out io.Writer) error {
 	if err := p.start(); err != nil {
 		return fmt.Errorf("starting %s: %w", name, err)
 	}
-	for network, address := range map[string]string{"tcp": *at, "unix": *unixAt} {
-		if address == "" {
-			continue
-		}
-		if err := echo(network, address, j); err != nil {
-			return err
+	for network, addresses := range map[string]string{"tcp": *at, "unix": *unixAt} {
+		for _, address := range strings.FieldsFunc(addresses, func(r rune) bool { return r == ',' }) {
+			if err := echo(network, address, j); err != nil {
+				return err
+			}
 		}
 	}
 	if *datagramsAt != "" {
