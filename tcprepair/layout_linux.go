@@ -232,7 +232,7 @@ func (f field) number(sock []byte) uint32 {
 	return binary.NativeEndian.Uint32(b[:]) >> bits.TrailingZeros8(f.mask)
 }
 
-// Of a process that stands still, a Glance is what can be seen of one of its sockets at once.
+// A Glance is what can be seen at once of a socket whose process stands still.
 type Glance struct {
 	Socket   *Socket // without options
 	settings string  // what its options depend on
