@@ -109,7 +109,7 @@ func TestRefusalListsEverything(t *testing.T) {
 		t.Fatal(err)
 	}
 	const program = "import os, socket, subprocess, sys, time\n" +
-		"s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)\n" +
+		"s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 16)\n" +
 		"f = os.open(sys.argv[2], os.O_RDWR)\n" +
 		"c = subprocess.Popen(['sleep', '1000'])\n" +
 		"print('ready', flush=True)\n" +

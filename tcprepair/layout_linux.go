@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/bits"
 	"net/netip"
 
 	"github.com/cilium/ebpf/btf"
@@ -31,10 +30,10 @@ type Layout struct {
 	settings4, settings6                  []field // what options depend on
 }
 
-// A field is a part of a socket: bytes, or bits of one.
+// A field is a part of a socket: bytes, or some of their bits.
 type field struct {
-	at, bytes int
-	mask      byte // of the last byte
+	at, bytes   int
+	first, bits uint32 // of a bit field
 }
 
 // NewLayout reads it from the kernel's BTF (/sys/kernel/btf). The error says what of it is not
@@ -180,7 +179,7 @@ func (r *layoutReader) rest(structure string, but []string) []field {
 		case last >= 0 && all[last].at+all[last].bytes == at:
 			all[last].bytes++
 		default:
-			all = append(all, field{at, 1, 0xff})
+			all = append(all, field{at: at, bytes: 1})
 		}
 	}
 	return all
@@ -206,11 +205,9 @@ func eachMember(members []btf.Member, base uint32, f func(btf.Member, field)) {
 		if err != nil {
 			continue
 		}
-		is := field{int(bits / 8), size, 0xff}
+		is := field{at: int(bits / 8), bytes: size}
 		if n := uint32(m.BitfieldSize); n > 0 {
-			if is.bytes = int((bits%8 + n + 7) / 8); is.bytes == 1 {
-				is.mask = byte(1<<n-1) << (bits % 8)
-			}
+			is.first, is.bits, is.bytes = bits%8, n, int((bits%8+n+7)/8)
 		}
 		f(m, is)
 	}
@@ -218,18 +215,21 @@ func eachMember(members []btf.Member, base uint32, f func(btf.Member, field)) {
 
 // in is the field's content in a copy of a socket.
 func (f field) in(sock []byte) []byte {
-	part := sock[f.at : f.at+f.bytes]
-	if f.mask != 0xff {
-		return []byte{part[0] & f.mask}
+	if f.bits > 0 {
+		return binary.NativeEndian.AppendUint32(nil, f.number(sock))
 	}
-	return part
+	return sock[f.at : f.at+f.bytes]
 }
 
-// number is one of at most 32 bits.
+// number is one of at most 32 bits, or a bit field.
 func (f field) number(sock []byte) uint32 {
 	var b [4]byte
-	copy(b[:], f.in(sock))
-	return binary.NativeEndian.Uint32(b[:]) >> bits.TrailingZeros8(f.mask)
+	copy(b[:], sock[f.at:f.at+f.bytes])
+	n := binary.NativeEndian.Uint32(b[:]) >> f.first
+	if f.bits > 0 {
+		n &= 1<<f.bits - 1
+	}
+	return n
 }
 
 // A Glance is what can be seen at once of a socket whose process stands still.
@@ -264,7 +264,7 @@ func (l *Layout) Glance(sock []byte, uid, gid uint32) *Glance {
 	}
 	here, okHere := netip.AddrFromSlice(local.in(sock))
 	there, okThere := netip.AddrFromSlice(remote.in(sock))
-	if !okHere || !okThere || here.IsUnspecified() || here.IsLinkLocalUnicast() {
+	if !okHere || !okThere || here.IsUnspecified() || here.IsLinkLocalUnicast() || there.IsLinkLocalUnicast() {
 		return nil
 	}
 	g.Socket = &Socket{
@@ -282,8 +282,9 @@ func (l *Layout) Glance(sock []byte, uid, gid uint32) *Glance {
 		{Level: unix.SOL_TCP, Name: unix.TCP_WINDOW_CLAMP, Value: encode(l.clamp.number(sock))},
 		{Level: unix.SOL_SOCKET, Name: unix.SO_INCOMING_CPU, Value: encode(l.cpu.number(sock))},
 	}
-	if hops := int16(l.hops.number(sock)); g.ipv6 && hops >= 0 { // else it is the route's
-		g.Socket.Own = append(g.Socket.Own, inet.Option{Level: unix.SOL_IPV6, Name: unix.IPV6_UNICAST_HOPS, Value: encode(uint32(hops))})
+	const most = 255 // beyond that it is a negative number: the route's
+	if hops := l.hops.number(sock); g.ipv6 && hops <= most {
+		g.Socket.Own = append(g.Socket.Own, inet.Option{Level: unix.SOL_IPV6, Name: unix.IPV6_UNICAST_HOPS, Value: encode(hops)})
 	}
 	return g
 }

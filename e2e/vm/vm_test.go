@@ -32,6 +32,7 @@ var onGuest = []struct {
 }{
 	{pkg: "migrate/dirty", must: []string{"TestWrittenPagesOnly/soft-dirty", "TestPagesThatVanish/soft-dirty", "TestRandomOperations/soft-dirty"}},
 	{pkg: "migrate/procfs"},
+	{pkg: "migrate/resource", run: "^TestGlance$", must: []string{"TestGlance/IPv4", "TestGlance/IPv6", "TestGlance/mapped"}},
 	{pkg: "parasite"},
 	{pkg: "migrate/source", run: "^(TestReplica|TestInspectRefuses)$", must: []string{"TestReplica", "TestInspectRefuses"}},
 	{pkg: "agent", run: "^TestKernelThread$", must: []string{"TestKernelThread"}},

@@ -99,7 +99,7 @@ var changes = []struct {
 	}, migrate.CodeProcessState, "a root, working directory and umask of its own"},
 	{"descriptors of a thread", func(string) error { return unix.Unshare(unix.CLONE_FILES) }, migrate.CodeProcessState, "descriptors of its own"},
 	{"socket", func(string) error {
-		_, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		_, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_GENERIC)
 		return err
 	}, migrate.CodeDescriptor, "socket"},
 	{"socket on its way", func(string) error {
