@@ -211,6 +211,9 @@ func (s *Socket) readClosed(fd int) error {
 	}
 	n, err := unix.IoctlGetInt(fd, unix.SIOCINQ)
 	if err == nil {
+		err = s.peekFromStart(fd)
+	}
+	if err == nil {
 		_, err = peek(fd, receiveQueue, n, &s.Receive)
 	}
 	if err != nil {
@@ -261,6 +264,9 @@ func (s *Socket) readReceiveQueue(fd int) error {
 	if err != nil {
 		return err
 	}
+	if err := s.peekFromStart(fd); err != nil {
+		return fmt.Errorf("setting SO_PEEK_OFF: %w", err)
+	}
 	end, err := peek(fd, receiveQueue, n, &s.Receive)
 	if err != nil {
 		return err
@@ -301,6 +307,19 @@ func (s *Socket) readSendQueue(fd int) error {
 }
 
 const siocOutQNSD = 0x894b // SIOCOUTQNSD (include/uapi/linux/sockios.h)
+
+// peekFromStart lets looks at the receive queue begin where it does, and change nothing: what a
+// program has set (SO_PEEK_OFF) Resume sets again.
+func (s *Socket) peekFromStart(fd int) error {
+	for _, o := range s.Options {
+		if o.Level == unix.SOL_SOCKET && o.Name == unix.SO_PEEK_OFF && !bytes.Equal(o.Value, encode(noOffset)) {
+			return inet.SetInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, noOffset)
+		}
+	}
+	return nil
+}
+
+const noOffset = 1<<32 - 1 // -1
 
 // peek reads n bytes of a queue and the sequence number behind it.
 func peek(fd, queue, n int, q *Queue) (end uint32, err error) {

@@ -56,7 +56,7 @@ func NewLayout() (*Layout, error) {
 		plain: r.fields(special),
 	}
 	l.settings4 = append(r.fields(settings), r.rest("inet_sock", settingsOfInet)...)
-	if kernelHas(unix.SOL_TCP, tcpRTOMax) {
+	if kernelHas(unix.SOL_TCP, inet.TCPRTOMaxMS) {
 		l.settings4 = append(l.settings4, r.field("inet_connection_sock", "icsk_rto_max"))
 	}
 	l.settings6 = append(l.settings6, l.settings4...)
@@ -72,9 +72,6 @@ func NewLayout() (*Layout, error) {
 	}
 	return l, nil
 }
-
-// tcpRTOMax is TCP_RTO_MAX_MS (include/uapi/linux/tcp.h, Linux 6.15).
-const tcpRTOMax = 44
 
 // kernelHas reports an option of TCP that this kernel knows.
 func kernelHas(level, name int) bool {

@@ -1,6 +1,7 @@
 package tcprepair
 
 import (
+	"errors"
 	"math/rand/v2"
 	"testing"
 
@@ -167,5 +168,44 @@ func TestResume(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// Where a program looks from stays where it is (SO_PEEK_OFF, Linux 6.9), whoever looks.
+func TestPeekOffset(t *testing.T) {
+	for _, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			enterNetwork(t)
+			server, client := f.connect(t)
+			err := unix.SetsockoptInt(server.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0)
+			if errors.Is(err, unix.EOPNOTSUPP) {
+				t.Skip("this kernel does not have it")
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			client.write("before")
+			look := func(e end, want string) {
+				t.Helper()
+				b := make([]byte, len(want))
+				if n, _, err := unix.Recvfrom(e.fd, b, unix.MSG_PEEK|unix.MSG_WAITALL); err != nil || string(b[:n]) != want {
+					t.Fatalf("%q instead of %q, %v", b[:n], want, err)
+				}
+			}
+			look(server, "be")
+			s, err := Dump(server.fd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := Resume(server.fd, s); err != nil {
+				t.Fatal(err)
+			}
+			look(server, "fo")
+			moved := server.move()
+			look(moved, "re")
+			if got := moved.read(len("before")); got != "before" {
+				t.Errorf("it reads %q", got)
+			}
+		})
 	}
 }

@@ -110,7 +110,8 @@ func (s *Socket) Rest() *Socket {
 func (s *Socket) Undo() *Socket {
 	undo := &Socket{State: s.State, Ended: s.Ended, Local: s.Local, Remote: s.Remote}
 	for _, o := range s.Options {
-		if o.Level == unix.SOL_SOCKET && o.Name == unix.SO_REUSEADDR { // of which repair mode has a value of its own
+		// Repair mode has a value of its own of one, and to read the queue changes the other.
+		if o.Level == unix.SOL_SOCKET && (o.Name == unix.SO_REUSEADDR || o.Name == unix.SO_PEEK_OFF) {
 			undo.Options = append(undo.Options, o)
 		}
 	}

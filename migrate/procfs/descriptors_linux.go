@@ -43,7 +43,7 @@ type OpenFile struct {
 	Mode     uint32 // as st_mode of stat(2), with st_uid and st_gid
 	UID, GID uint32
 	Flags    int  // as F_GETFL of fcntl(2)
-	Special  bool // somebody gets signals from it, or its file has locks
+	Special  bool // it has an owner or a signal (fcntl(2), F_SETOWN, F_SETSIG), or its file has locks
 	// Of a socket of TCP (struct tcp6_sock, include/linux/ipv6.h): what lies in the kernel's
 	// memory, and the cookie of its network namespace (SO_NETNS_COOKIE).
 	TCP     []byte
@@ -183,7 +183,7 @@ func firstDescriptor(data []byte) (*Descriptor, int) {
 //	bpf_seq_write(ctx->meta->seq, record, sizeof(record));
 //	if (record.socket) bpf_seq_write(ctx->meta->seq, copy, sizeof(struct tcp6_sock));
 //
-// where owner is file->f_owner.pid or, from Linux 6.12 on, file->f_owner.
+// where owner is file->f_owner.pid | file->f_owner.signum or, from Linux 6.12 on, file->f_owner.
 func (r *DescriptorReader) load() error {
 	kernel, err := btf.LoadKernelSpec()
 	if err != nil {
@@ -230,6 +230,7 @@ func (r *DescriptorReader) instructions(kernel *btf.Spec, socketBytes int32) (as
 		{"inode", "i_gid"},
 		{"inode", "i_flctx"},
 		{"fown_struct", "pid"},
+		{"fown_struct", "signum"},
 		{"socket", "sk"},
 		{"sock", "sk_protocol"},
 		{"sock", "sk_type"},
@@ -242,11 +243,17 @@ func (r *DescriptorReader) instructions(kernel *btf.Spec, socketBytes int32) (as
 		}
 	}
 	owner := offset["file.f_owner"]
-	switch embedded, err := isStruct(kernel, "file", "f_owner"); {
-	case err != nil:
+	embedded, err := isStruct(kernel, "file", "f_owner")
+	if err != nil {
 		return nil, err
-	case embedded:
-		owner += offset["fown_struct.pid"]
+	}
+	loadOwner := asm.Instructions{asm.LoadMem(asm.R1, asm.R7, owner, asm.DWord)}
+	if embedded {
+		loadOwner = asm.Instructions{
+			asm.LoadMem(asm.R1, asm.R7, owner+offset["fown_struct.pid"], asm.DWord),
+			asm.LoadMem(asm.R2, asm.R7, owner+offset["fown_struct.signum"], asm.Word),
+			asm.Or.Reg(asm.R1, asm.R2),
+		}
 	}
 	const (
 		base    = -descriptorBytes
@@ -286,7 +293,9 @@ func (r *DescriptorReader) instructions(kernel *btf.Spec, socketBytes int32) (as
 		asm.StoreMem(asm.RFP, base+descriptorFile, asm.R7, asm.DWord),
 		asm.LoadMem(asm.R1, asm.R7, offset["file.f_flags"], asm.Word),
 		asm.StoreMem(asm.RFP, base+descriptorFlags, asm.R1, asm.DWord),
-		asm.LoadMem(asm.R1, asm.R7, owner, asm.DWord),
+	)
+	all = append(all, loadOwner...)
+	all = append(all,
 		asm.StoreMem(asm.RFP, base+descriptorOwner, asm.R1, asm.DWord),
 		asm.LoadMem(asm.R2, asm.R7, offset["file.f_inode"], asm.DWord))
 	for _, f := range []struct {

@@ -86,7 +86,13 @@ func TestDescriptorReader(t *testing.T) {
 	if e.TCP != nil || e.Network != 0 || e.Special || e.CloExec || e.Flags&unix.O_NONBLOCK == 0 {
 		t.Errorf("%+v for an eventfd", e)
 	}
+	signals, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(signals)
 	for _, set := range []func() error{
+		func() error { _, err := unix.FcntlInt(uintptr(signals), unix.F_SETSIG, int(unix.SIGURG)); return err },
 		func() error { _, err := unix.FcntlInt(uintptr(owned), unix.F_SETOWN, os.Getpid()); return err },
 		func() error { return unix.Flock(int(socket.Fd()), unix.LOCK_EX) },
 	} {
@@ -95,8 +101,8 @@ func TestDescriptorReader(t *testing.T) {
 		}
 	}
 	after := table()
-	if !after[owned].Special || !after[open].Special {
-		t.Errorf("%+v with an owner, %+v with a lock", after[owned], after[open])
+	if !after[owned].Special || !after[signals].Special || !after[open].Special {
+		t.Errorf("%+v with an owner, %+v with a signal, %+v with a lock", after[owned], after[signals], after[open])
 	}
 }
 

@@ -21,25 +21,35 @@ func (d *ProcessDump) lookAtOnce() (glances, error) {
 		return nil, nil
 	}
 	seen := make(glances)
+	var failed error
 	err := d.readers.Descriptors.Each(d.Proc, func(x *procfs.Descriptor) error {
-		if x.TCP == nil || x.Special {
-			return nil
-		}
-		ours, err := d.isOwnNetwork(x.Network)
-		if err != nil {
-			return err
-		}
-		g := d.readers.Sockets.Glance(x.TCP, x.UID, x.GID)
-		if !ours || g == nil {
-			return nil
-		}
-		if err := d.settings.Complete(g, func() (int, error) { return borrow(d.Proc.PID, x.FD) }); err != nil {
-			return fmt.Errorf("descriptor %d, the TCP connection of %v and %v: %w", x.FD, g.Socket.Local, g.Socket.Remote, err)
-		}
-		seen[x.FD] = connectionAt(d.Proc.PID, x, g.Socket)
-		return nil
+		failed = d.glance(seen, x)
+		return failed
 	})
-	return seen, err
+	if err != nil && failed == nil {
+		return nil, nil // each is asked, then
+	}
+	return seen, failed
+}
+
+// glance adds one to those that were seen, if it is a plain connection.
+func (d *ProcessDump) glance(seen glances, x *procfs.Descriptor) error {
+	if x.TCP == nil || x.Special {
+		return nil
+	}
+	ours, err := d.isOwnNetwork(x.Network)
+	if err != nil {
+		return err
+	}
+	g := d.readers.Sockets.Glance(x.TCP, x.UID, x.GID)
+	if !ours || g == nil {
+		return nil
+	}
+	if err := d.settings.Complete(g, func() (int, error) { return borrow(d.Proc.PID, x.FD) }); err != nil {
+		return fmt.Errorf("descriptor %d, the TCP connection of %v and %v: %w", x.FD, g.Socket.Local, g.Socket.Remote, err)
+	}
+	seen[x.FD] = connectionAt(d.Proc.PID, x, g.Socket)
+	return nil
 }
 
 // connectionAt is all that was seen.

@@ -8,7 +8,7 @@ import (
 
 // What x/sys/unix lacks, of include/uapi/linux/tcp.h.
 const (
-	tcpRTOMaxMS    = 44 // Linux 6.15
+	TCPRTOMaxMS    = 44 // Linux 6.15
 	tcpRTOMinUS    = 45
 	tcpDelACKMaxUS = 46
 )
@@ -32,11 +32,13 @@ var TCP = newTable(slices.Concat(internet, []Kind{
 	{unix.SOL_TCP, unix.TCP_THIN_LINEAR_TIMEOUTS, "TCP_THIN_LINEAR_TIMEOUTS", 4, WhileSilent, Any},
 	{unix.SOL_TCP, unix.TCP_INQ, "TCP_INQ", 4, WhileSilent, Any},
 	{unix.SOL_TCP, unix.TCP_TX_DELAY, "TCP_TX_DELAY", 4, WhileSilent, Any},
-	{unix.SOL_TCP, tcpRTOMaxMS, "TCP_RTO_MAX_MS", 4, WhileSilent, Any},
+	{unix.SOL_TCP, TCPRTOMaxMS, "TCP_RTO_MAX_MS", 4, WhileSilent, Any},
 	{unix.SOL_TCP, tcpRTOMinUS, "TCP_RTO_MIN_US", 4, WhileSilent, Any},
 	{unix.SOL_TCP, tcpDelACKMaxUS, "TCP_DELACK_MAX_US", 4, WhileSilent, Any},
 	{unix.SOL_TCP, unix.TCP_CORK, "TCP_CORK", 4, WhileSilent, Any},
 	{unix.SOL_TCP, unix.TCP_NODELAY, "TCP_NODELAY", 4, WhileSilent, Any},
 	// Repair mode has a value of its own.
 	{unix.SOL_SOCKET, unix.SO_REUSEADDR, "SO_REUSEADDR", 4, AtLast, Any},
+	// It changes with each look at the queue (Linux 6.9).
+	{unix.SOL_SOCKET, unix.SO_PEEK_OFF, "SO_PEEK_OFF", 4, AtLast, Any},
 })...)

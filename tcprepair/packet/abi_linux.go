@@ -10,11 +10,13 @@ const (
 	showInfo   = 1
 	showMCList = 2
 	showRings  = 4
+	showFanout = 8
 
 	diagInfo   = 0
 	diagMCList = 1
 	diagRXRing = 2
 	diagTXRing = 3
+	diagFanout = 4
 
 	infoBytes      = 24 // struct packet_diag_info: index, version, reserve, copy_thresh, tstamp, flags
 	infoCopyThresh = 12

@@ -9,13 +9,15 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/tcprepair/inet"
 )
 
 // told is what the kernel tells of a socket only in its list (sock_diag(7)).
 type told struct {
 	copyThreshold uint32
 	memberships   []Membership
-	rings         bool
+	rings, group  bool // of memory, and of sockets that share packets
 }
 
 // ask goes through the list: of a single packet socket the kernel cannot be asked
@@ -28,7 +30,7 @@ func ask(inode uint32) (told, error) {
 	defer conn.Close()
 	request := make([]byte, diagReqBytes)
 	request[0] = unix.AF_PACKET
-	binary.NativeEndian.PutUint32(request[8:], showInfo|showMCList|showRings)
+	binary.NativeEndian.PutUint32(request[8:], showInfo|showMCList|showRings|showFanout)
 	messages, err := conn.Execute(netlink.Message{Header: netlink.Header{Type: sockDiagByFamily, Flags: netlink.Request | netlink.Dump}, Data: request})
 	if err != nil {
 		return told{}, fmt.Errorf("asking for packet sockets: %w", err)
@@ -70,6 +72,8 @@ func parse(data []byte) (told, error) {
 			known++
 		case diagRXRing, diagTXRing:
 			t.rings = true
+		case diagFanout:
+			t.group = true
 		}
 	}
 	if err := attributes.Err(); err != nil {
@@ -87,7 +91,7 @@ func parseMemberships(b []byte) (all []Membership, err error) {
 		m := Membership{Count: binary.NativeEndian.Uint32(b[4:]), Type: binary.NativeEndian.Uint16(b[8:])}
 		device, err := net.InterfaceByIndex(int(binary.NativeEndian.Uint32(b)))
 		if err != nil {
-			return nil, fmt.Errorf("the device of a membership: %w", err)
+			return nil, fmt.Errorf("a packet socket with a membership of a device that is gone %w", inet.ErrUnsupported)
 		}
 		m.Device = device.Name
 		if n := min(int(binary.NativeEndian.Uint16(b[10:])), addressBytes); n > 0 {

@@ -31,19 +31,14 @@ func Look(fd int) (*Socket, error) {
 	if err := s.readAddress(fd); err != nil {
 		return nil, err
 	}
-	group, err := inet.GetInt(fd, unix.SOL_PACKET, unix.PACKET_FANOUT)
-	if err != nil {
-		return nil, fmt.Errorf("reading PACKET_FANOUT: %w", err)
-	}
-	if group != 0 {
-		return nil, fmt.Errorf("a packet socket of a group that shares packets (PACKET_FANOUT) %w", inet.ErrUnsupported)
-	}
 	t, err := ask(uint32(st.Ino))
 	switch {
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL):
 		return nil, fmt.Errorf("a packet socket, of which this kernel does not tell all (CONFIG_PACKET_DIAG), %w", inet.ErrUnsupported)
 	case err != nil:
 		return nil, err
+	case t.group:
+		return nil, fmt.Errorf("a packet socket of a group that shares packets (PACKET_FANOUT) %w", inet.ErrUnsupported)
 	case t.rings:
 		return nil, fmt.Errorf("a packet socket with a ring in memory (PACKET_RX_RING, PACKET_TX_RING) %w", inet.ErrUnsupported)
 	}

@@ -192,6 +192,9 @@ func TestRefused(t *testing.T) {
 		"fanout": func(t *testing.T, fd int) {
 			check(t, unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_FANOUT, 7))
 		},
+		"fanout group 0": func(t *testing.T, fd int) { // of which getsockopt says what it says of none
+			check(t, unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_FANOUT, 0))
+		},
 		"ring": func(t *testing.T, fd int) {
 			check(t, unix.SetsockoptTpacketReq(fd, unix.SOL_PACKET, unix.PACKET_RX_RING, &unix.TpacketReq{Block_size: 4096, Block_nr: 1, Frame_size: 2048, Frame_nr: 2}))
 		},
