@@ -428,11 +428,25 @@ func (w *workload) ask() {
 	defer cancel()
 	v, err := verdict.Ask(ctx, w.question)
 	if err != nil {
-		w.t.Fatal("asking the program:", err)
+		w.t.Fatalf("asking the program: %v; its threads:\n%s", err, threadsOf(w.pid))
 	}
 	if !v.OK {
 		w.t.Fatalf("the program says: %+v", v)
 	}
+}
+
+// threadsOf tells where a program's threads are, each with its state, system call and place in
+// the kernel (proc_pid_stat(5), proc_pid_syscall(5), proc_pid_wchan(5)).
+func threadsOf(pid int) string {
+	var all strings.Builder
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+	for _, task := range tasks {
+		for _, name := range []string{"stat", "syscall", "wchan"} {
+			content, err := os.ReadFile(filepath.Join(task, name))
+			fmt.Fprintln(&all, filepath.Base(task), name, string(bytes.TrimSpace(content)), err)
+		}
+	}
+	return all.String()
 }
 
 // startProgram starts a program as a host's service would be: in a session of
