@@ -12,7 +12,7 @@ import (
 )
 
 // ErrUnsupported says that a socket cannot be taken apart, with the reason.
-var ErrUnsupported = errors.New("cannot be moved")
+var ErrUnsupported = inet.ErrUnsupported
 
 // Look reads what of a socket can be read without repair mode, and disturbs
 // nothing: of one without a connection that is everything, of one with a connection
@@ -128,14 +128,8 @@ func (s *Socket) readSettings(fd int) (err error) {
 	if s.Buffers, err = inet.ReadBuffers(fd); err != nil {
 		return err
 	}
-	s.Filter, err = inet.ReadFilter(fd)
-	switch {
-	case errors.Is(err, unix.EACCES):
-		return fmt.Errorf("a socket with a BPF filter (SO_ATTACH_BPF), which cannot be read, %w", ErrUnsupported)
-	case err != nil:
-		return fmt.Errorf("reading the filter: %w", err)
-	}
-	return nil
+	s.Filter, err = inet.ReadFilter(fd, "a socket")
+	return err
 }
 
 // info is what is used of struct tcp_info.

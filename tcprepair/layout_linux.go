@@ -10,40 +10,35 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/tcprepair/inet"
+	"github.com/pagurus-project/pagurus/tcprepair/kernel"
 )
 
 // A Layout is how the sockets of TCP lie in the memory of this kernel (struct tcp6_sock,
 // include/linux/ipv6.h, of which those of AF_INET have the beginning). It makes it possible to
 // know a connection by a copy of that, without the sixty system calls that ask for its
 // parts. What the values of options are in memory is nobody's promise, but getsockopt(2) is a
-// function of them: so Options looks values up in what was read, by system calls, of a socket
+// function of them: so Settings.Complete looks values up in what was read, by system calls, of a socket
 // whose memory says the same.
 type Layout struct {
 	Bytes int // of a socket of AF_INET6
 
-	family, typ, protocol, state          field
-	remote4, local4, remotePort, portHere field
-	remote6, local6                       field
-	sendBuffer, receiveBuffer, locks      field
-	clamp, cpu, hops                      field
-	plain                                 []field // zero, in sockets that are nothing special
-	settings4, settings6                  []field // what options depend on
-}
-
-// A field is a part of a socket: bytes, or some of their bits.
-type field struct {
-	at, bytes   int
-	first, bits uint32 // of a bit field
+	family, typ, protocol, state          kernel.Field
+	remote4, local4, remotePort, portHere kernel.Field
+	remote6, local6                       kernel.Field
+	sendBuffer, receiveBuffer, locks      kernel.Field
+	clamp, cpu, hops                      kernel.Field
+	plain                                 []kernel.Field // zero, in sockets that are nothing special
+	settings4, settings6                  []kernel.Field // what options depend on
 }
 
 // NewLayout reads it from the kernel's BTF (/sys/kernel/btf). The error says what of it is not
 // as it has to be; sockets can be read by system calls then.
 func NewLayout() (*Layout, error) {
-	kernel, err := btf.LoadKernelSpec()
+	types, err := btf.LoadKernelSpec()
 	if err != nil {
 		return nil, err
 	}
-	r := layoutReader{kernel: kernel}
+	r := layoutReader{types: types}
 	l := &Layout{
 		Bytes:  int(r.structure("tcp6_sock").Size),
 		family: r.field("sock_common", "skc_family"), typ: r.field("sock", "sk_type"), protocol: r.field("sock", "sk_protocol"),
@@ -55,17 +50,15 @@ func NewLayout() (*Layout, error) {
 		clamp: r.field("tcp_sock", "window_clamp"), cpu: r.field("sock_common", "skc_incoming_cpu"),
 		plain: r.fields(special),
 	}
-	l.settings4 = append(r.fields(settings), r.rest("inet_sock", settingsOfInet)...)
+	l.settings4 = append(r.fields(settings), kernel.Rest(r.structure("inet_sock"), settingsOfInet)...)
 	if kernelHas(unix.SOL_TCP, inet.TCPRTOMaxMS) {
 		l.settings4 = append(l.settings4, r.field("inet_connection_sock", "icsk_rto_max"))
 	}
 	l.settings6 = append(l.settings6, l.settings4...)
-	at := r.field("tcp6_sock", "inet6").at
-	l.hops = r.field("ipv6_pinfo", "hop_limit")
-	l.hops.at += at
-	for _, f := range r.rest("ipv6_pinfo", settingsOfIPv6) {
-		f.at += at
-		l.settings6 = append(l.settings6, f)
+	l.hops = r.field("tcp6_sock", "inet6.hop_limit")
+	at := r.field("tcp6_sock", "inet6").Offset()
+	for _, f := range kernel.Rest(r.structure("ipv6_pinfo"), settingsOfIPv6) {
+		l.settings6 = append(l.settings6, f.Within(at))
 	}
 	if r.err != nil {
 		return nil, fmt.Errorf("looking at how sockets lie in memory: %w", r.err)
@@ -120,21 +113,21 @@ var (
 
 // layoutReader keeps the first error.
 type layoutReader struct {
-	kernel *btf.Spec
-	err    error
+	types *btf.Spec
+	err   error
 }
 
 func (r *layoutReader) structure(name string) *btf.Struct {
 	var s *btf.Struct
-	if err := r.kernel.TypeByName(name, &s); err != nil {
+	if err := r.types.TypeByName(name, &s); err != nil {
 		r.err = errors.Join(r.err, err)
 		return &btf.Struct{}
 	}
 	return s
 }
 
-func (r *layoutReader) fields(wanted map[string][]string) []field {
-	var all []field
+func (r *layoutReader) fields(wanted map[string][]string) []kernel.Field {
+	var all []kernel.Field
 	for name, members := range wanted {
 		for _, m := range members {
 			all = append(all, r.field(name, m))
@@ -143,97 +136,18 @@ func (r *layoutReader) fields(wanted map[string][]string) []field {
 	return all
 }
 
-func (r *layoutReader) field(structure, name string) field {
-	var found field
-	eachMember(r.structure(structure).Members, 0, func(m btf.Member, f field) {
-		if m.Name == name && found.bytes == 0 {
-			found = f
-		}
-	})
-	if found.bytes == 0 && r.err == nil {
+func (r *layoutReader) field(structure, name string) kernel.Field {
+	f, ok := kernel.Find(r.structure(structure), name)
+	if !ok && r.err == nil {
 		r.err = fmt.Errorf("struct %s has no %s", structure, name)
 	}
-	return found
-}
-
-// rest are all fields of a struct but some.
-func (r *layoutReader) rest(structure string, but []string) []field {
-	s := r.structure(structure)
-	not := make([]bool, s.Size)
-	eachMember(s.Members, 0, func(m btf.Member, f field) {
-		for _, name := range but {
-			if m.Name == name {
-				for at := f.at; at < f.at+f.bytes; at++ {
-					not[at] = true
-				}
-			}
-		}
-	})
-	var all []field
-	for at := range not {
-		switch last := len(all) - 1; {
-		case not[at]:
-		case last >= 0 && all[last].at+all[last].bytes == at:
-			all[last].bytes++
-		default:
-			all = append(all, field{at: at, bytes: 1})
-		}
-	}
-	return all
-}
-
-// eachMember calls f for each member of a struct, and of those in it that have no name.
-func eachMember(members []btf.Member, base uint32, f func(btf.Member, field)) {
-	for _, m := range members {
-		bits := base + uint32(m.Offset)
-		switch t := btf.UnderlyingType(m.Type).(type) {
-		case *btf.Struct:
-			if m.Name == "" {
-				eachMember(t.Members, bits, f)
-				continue
-			}
-		case *btf.Union:
-			if m.Name == "" {
-				eachMember(t.Members, bits, f)
-				continue
-			}
-		}
-		size, err := btf.Sizeof(m.Type)
-		if err != nil {
-			continue
-		}
-		is := field{at: int(bits / 8), bytes: size}
-		if n := uint32(m.BitfieldSize); n > 0 {
-			is.first, is.bits, is.bytes = bits%8, n, int((bits%8+n+7)/8)
-		}
-		f(m, is)
-	}
-}
-
-// in is the field's content in a copy of a socket.
-func (f field) in(sock []byte) []byte {
-	if f.bits > 0 {
-		return binary.NativeEndian.AppendUint32(nil, f.number(sock))
-	}
-	return sock[f.at : f.at+f.bytes]
-}
-
-// number is one of at most 32 bits, or a bit field.
-func (f field) number(sock []byte) uint32 {
-	var b [4]byte
-	copy(b[:], sock[f.at:f.at+f.bytes])
-	n := binary.NativeEndian.Uint32(b[:]) >> f.first
-	if f.bits > 0 {
-		n &= 1<<f.bits - 1
-	}
-	return n
+	return f
 }
 
 // A Glance is what can be seen at once of a socket whose process stands still.
 type Glance struct {
 	Socket   *Socket // without options
-	settings string  // what its options depend on
-	ipv6     bool
+	settings string  // what its options depend on; of IPv6 that is more
 }
 
 // Glance looks at a copy of a socket, of at least Bytes. It is nil if the socket is no
@@ -242,48 +156,45 @@ func (l *Layout) Glance(sock []byte, uid, gid uint32) *Glance {
 	if len(sock) < l.Bytes {
 		return nil
 	}
-	family, state := l.family.number(sock), State(l.state.number(sock))
+	family, state := uint32(l.family.Number(sock)), State(l.state.Number(sock))
 	if _, ok := stateNames[state]; !ok || !state.Connected() || family != unix.AF_INET && family != unix.AF_INET6 ||
-		l.typ.number(sock) != unix.SOCK_STREAM || l.protocol.number(sock) != unix.IPPROTO_TCP {
+		uint32(l.typ.Number(sock)) != unix.SOCK_STREAM || uint32(l.protocol.Number(sock)) != unix.IPPROTO_TCP {
 		return nil
 	}
 	for _, f := range l.plain {
-		for _, b := range f.in(sock) {
-			if b != 0 {
-				return nil
-			}
+		if f.Number(sock) != 0 {
+			return nil
 		}
 	}
-	g := &Glance{ipv6: family == unix.AF_INET6}
 	local, remote, parts := l.local4, l.remote4, l.settings4
-	if g.ipv6 {
+	ipv6 := family == unix.AF_INET6
+	if ipv6 {
 		local, remote, parts = l.local6, l.remote6, l.settings6
 	}
-	here, okHere := netip.AddrFromSlice(local.in(sock))
-	there, okThere := netip.AddrFromSlice(remote.in(sock))
+	here, okHere := netip.AddrFromSlice(local.Bytes(sock))
+	there, okThere := netip.AddrFromSlice(remote.Bytes(sock))
 	if !okHere || !okThere || here.IsUnspecified() || here.IsLinkLocalUnicast() || there.IsLinkLocalUnicast() {
 		return nil
 	}
-	g.Socket = &Socket{
-		State: state, IPv6: g.ipv6, UID: uid, GID: gid,
-		Local:   netip.AddrPortFrom(here, uint16(l.portHere.number(sock))),
-		Remote:  netip.AddrPortFrom(there, binary.BigEndian.Uint16(l.remotePort.in(sock))),
-		Buffers: inet.Buffers{Send: l.sendBuffer.number(sock), Receive: l.receiveBuffer.number(sock), Locks: l.locks.number(sock) & 3},
+	s := &Socket{
+		State: state, IPv6: ipv6, UID: uid, GID: gid,
+		Local:   netip.AddrPortFrom(here, uint16(l.portHere.Number(sock))),
+		Remote:  netip.AddrPortFrom(there, binary.BigEndian.Uint16(l.remotePort.Bytes(sock))),
+		Buffers: inet.Buffers{Send: uint32(l.sendBuffer.Number(sock)), Receive: uint32(l.receiveBuffer.Number(sock)), Locks: uint32(l.locks.Number(sock)) & 3},
 	}
 	var key []byte
 	for _, f := range parts {
-		key = append(key, f.in(sock)...)
+		key = f.AppendTo(key, sock)
 	}
-	g.settings = string(key)
-	g.Socket.Own = []inet.Option{
-		{Level: unix.SOL_TCP, Name: unix.TCP_WINDOW_CLAMP, Value: encode(l.clamp.number(sock))},
-		{Level: unix.SOL_SOCKET, Name: unix.SO_INCOMING_CPU, Value: encode(l.cpu.number(sock))},
+	s.Own = []inet.Option{
+		{Level: unix.SOL_TCP, Name: unix.TCP_WINDOW_CLAMP, Value: encode(uint32(l.clamp.Number(sock)))},
+		{Level: unix.SOL_SOCKET, Name: unix.SO_INCOMING_CPU, Value: encode(uint32(l.cpu.Number(sock)))},
 	}
 	const most = 255 // beyond that it is a negative number: the route's
-	if hops := l.hops.number(sock); g.ipv6 && hops <= most {
-		g.Socket.Own = append(g.Socket.Own, inet.Option{Level: unix.SOL_IPV6, Name: unix.IPV6_UNICAST_HOPS, Value: encode(hops)})
+	if hops := uint32(l.hops.Number(sock)); ipv6 && hops <= most {
+		s.Own = append(s.Own, inet.Option{Level: unix.SOL_IPV6, Name: unix.IPV6_UNICAST_HOPS, Value: encode(hops)})
 	}
-	return g
+	return &Glance{s, string(key)}
 }
 
 // own are options that are no function of the settings.
@@ -298,18 +209,14 @@ type Settings map[string][]inet.Option
 // Complete gives a glance's socket its options, as Look would. fd may be any descriptor of the
 // socket, and is asked for only if it has options that none had before.
 func (all Settings) Complete(g *Glance, fd func() (int, error)) error {
-	key := g.settings
-	if g.ipv6 {
-		key = "6" + key
-	}
-	known, ok := all[key]
+	known, ok := all[g.settings]
 	if !ok {
 		opened, err := fd()
 		if err != nil {
 			return err
 		}
 		defer unix.Close(opened)
-		read, err := inet.TCP.Read(opened, g.ipv6)
+		read, err := inet.TCP.Read(opened, g.Socket.IPv6)
 		if err != nil {
 			return err
 		}
@@ -318,7 +225,7 @@ func (all Settings) Complete(g *Glance, fd func() (int, error)) error {
 				known = append(known, o)
 			}
 		}
-		all[key] = known
+		all[g.settings] = known
 	}
 	g.Socket.Options = known
 	return nil

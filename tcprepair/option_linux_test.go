@@ -101,7 +101,7 @@ func TestOptions(t *testing.T) {
 				if diff := cmp.Diff(before, byLabel(must(inet.TCP.Read(moved, ipv6)))); diff != "" {
 					t.Errorf("options (-before +after):\n%s", diff)
 				}
-				if diff := cmp.Diff(program, must(inet.ReadFilter(moved))); diff != "" {
+				if diff := cmp.Diff(program, must(inet.ReadFilter(moved, "it"))); diff != "" {
 					t.Errorf("filter (-before +after):\n%s", diff)
 				}
 				if diff := cmp.Diff(s.Buffers, must(inet.ReadBuffers(moved))); diff != "" {

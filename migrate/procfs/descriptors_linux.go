@@ -38,7 +38,6 @@ type Descriptor struct {
 
 // OpenFile is an open file description, as far as can be seen from outside.
 type OpenFile struct {
-	Address  uint64 // of the kernel's struct file: those of the same number are duplicates
 	Inode    uint64
 	Mode     uint32 // as st_mode of stat(2), with st_uid and st_gid
 	UID, GID uint32
@@ -123,7 +122,6 @@ const bufferBytes = 64 << 10
 // The record that the program writes of a descriptor: numbers of 8 bytes, and a socket.
 const (
 	descriptorFD = 8 * iota
-	descriptorFile
 	descriptorInode
 	descriptorMode
 	descriptorUID
@@ -150,8 +148,8 @@ func firstDescriptor(data []byte) (*Descriptor, int) {
 		FD:      int(word(descriptorFD)),
 		CloExec: word(descriptorCloExec)>>(word(descriptorFD)%64)&1 != 0,
 		OpenFile: OpenFile{
-			Address: word(descriptorFile), Inode: word(descriptorInode),
-			Mode: uint32(word(descriptorMode)), UID: uint32(word(descriptorUID)), GID: uint32(word(descriptorGID)), Flags: int(word(descriptorFlags)),
+			Inode: word(descriptorInode),
+			Mode:  uint32(word(descriptorMode)), UID: uint32(word(descriptorUID)), GID: uint32(word(descriptorGID)), Flags: int(word(descriptorFlags)),
 			Special: word(descriptorOwner) != 0 || word(descriptorLocks) != 0,
 			Network: word(descriptorNetwork),
 		},
@@ -171,7 +169,7 @@ func firstDescriptor(data []byte) (*Descriptor, int) {
 //	if (!ctx->task || !ctx->file || ctx->task->pid != ctx->task->tgid) return 0;
 //	files = ctx->task->files, inode = ctx->file->f_inode;
 //	record = {
-//		fd, file, inode->i_ino, inode->i_mode, inode->i_uid, inode->i_gid, file->f_flags, owner, inode->i_flctx,
+//		fd, inode->i_ino, inode->i_mode, inode->i_uid, inode->i_gid, file->f_flags, owner, inode->i_flctx,
 //		files->fdt->close_on_exec[fd / 64],
 //	};
 //	sk = file->private_data->sk;
@@ -290,7 +288,6 @@ func (r *DescriptorReader) instructions(kernel *btf.Spec, socketBytes int32) (as
 	}
 	all = append(all,
 		asm.StoreMem(asm.RFP, base+descriptorFD, asm.R9, asm.DWord),
-		asm.StoreMem(asm.RFP, base+descriptorFile, asm.R7, asm.DWord),
 		asm.LoadMem(asm.R1, asm.R7, offset["file.f_flags"], asm.Word),
 		asm.StoreMem(asm.RFP, base+descriptorFlags, asm.R1, asm.DWord),
 	)

@@ -6,49 +6,27 @@ import (
 
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/tcprepair/kernel"
 )
 
-// memberOffset finds a member of a struct, in anonymous structs and unions too.
-func memberOffset(members []btf.Member, name string) (uint32, bool) {
-	for _, m := range members {
-		offset := m.Offset.Bytes()
-		if m.Name == name {
-			return offset, true
-		}
-		if m.Name != "" {
-			continue
-		}
-		var inner []btf.Member
-		switch t := btf.UnderlyingType(m.Type).(type) {
-		case *btf.Struct:
-			inner = t.Members
-		case *btf.Union:
-			inner = t.Members
-		}
-		if o, ok := memberOffset(inner, name); ok {
-			return offset + o, true
-		}
-	}
-	return 0, false
-}
-
 // fieldOffset is where a struct of the kernel has a field, in bytes.
-func fieldOffset(kernel *btf.Spec, name, field string) (int16, error) {
+func fieldOffset(types *btf.Spec, name, field string) (int16, error) {
 	var s *btf.Struct
-	if err := kernel.TypeByName(name, &s); err != nil {
+	if err := types.TypeByName(name, &s); err != nil {
 		return 0, err
 	}
-	o, ok := memberOffset(s.Members, field)
-	if !ok || o > 1<<15-1 {
+	f, ok := kernel.Find(s, field)
+	if !ok || f.Offset() > 1<<15-1 {
 		return 0, fmt.Errorf("struct %s has no %s within reach", name, field)
 	}
-	return int16(o), nil
+	return int16(f.Offset()), nil
 }
 
 // isStruct reports a field that is a struct itself, and no pointer to one.
-func isStruct(kernel *btf.Spec, name, field string) (bool, error) {
+func isStruct(types *btf.Spec, name, field string) (bool, error) {
 	var s *btf.Struct
-	if err := kernel.TypeByName(name, &s); err != nil {
+	if err := types.TypeByName(name, &s); err != nil {
 		return false, err
 	}
 	for _, m := range s.Members {

@@ -152,23 +152,22 @@ type sleeperLayout struct {
 }
 
 func sleeperLayoutOf(kernel *btf.Spec) (sleeperLayout, error) {
-	var sleeper, timer *btf.Struct
-	if err := errors.Join(kernel.TypeByName("hrtimer_sleeper", &sleeper), kernel.TypeByName("hrtimer", &timer)); err != nil {
+	var sleeper *btf.Struct
+	if err := kernel.TypeByName("hrtimer_sleeper", &sleeper); err != nil {
 		return sleeperLayout{}, err
 	}
 	var l sleeperLayout
 	for _, f := range []struct {
-		of   *btf.Struct
-		name string
-		to   *int
-	}{{timer, "_softexpires", &l.expires}, {timer, "function", &l.function}, {timer, "state", &l.state}, {sleeper, "task", &l.task}} {
-		offset, ok := memberOffset(f.of.Members, f.name)
-		if !ok {
-			return l, fmt.Errorf("struct %s has no %s", f.of.Name, f.name)
+		of, name string
+		to       *int
+	}{{"hrtimer", "_softexpires", &l.expires}, {"hrtimer", "function", &l.function}, {"hrtimer", "state", &l.state}, {"hrtimer_sleeper", "task", &l.task}} {
+		offset, err := fieldOffset(kernel, f.of, f.name)
+		if err != nil {
+			return l, err
 		}
 		*f.to = int(offset)
 	}
-	if offset, ok := memberOffset(sleeper.Members, "timer"); !ok || offset != 0 {
+	if offset, err := fieldOffset(kernel, "hrtimer_sleeper", "timer"); err != nil || offset != 0 {
 		return l, errors.New("struct hrtimer_sleeper does not begin with its timer")
 	}
 	l.bytes = int(sleeper.Size)

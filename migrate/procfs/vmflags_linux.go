@@ -145,10 +145,6 @@ func loadVMAIterator() (*ebpf.Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	var vma *btf.Struct
-	if err := kernel.TypeByName("vm_area_struct", &vma); err != nil {
-		return nil, err
-	}
 	const frame = -kernelVMABytes
 	instructions := asm.Instructions{
 		// struct bpf_iter__task_vma { meta, task, vma }
@@ -157,12 +153,12 @@ func loadVMAIterator() (*ebpf.Program, error) {
 		asm.LoadMem(asm.R6, asm.R1, 0, asm.DWord),
 	}
 	for i, field := range []string{"vm_start", "vm_end", "vm_flags"} {
-		offset, ok := memberOffset(vma.Members, field)
-		if !ok {
-			return nil, fmt.Errorf("struct vm_area_struct has no %s", field)
+		offset, err := fieldOffset(kernel, "vm_area_struct", field)
+		if err != nil {
+			return nil, err
 		}
 		instructions = append(instructions,
-			asm.LoadMem(asm.R1, asm.R7, int16(offset), asm.DWord),
+			asm.LoadMem(asm.R1, asm.R7, offset, asm.DWord),
 			asm.StoreMem(asm.RFP, int16(frame+8*i), asm.R1, asm.DWord))
 	}
 	instructions = append(instructions,

@@ -39,11 +39,25 @@ func connections(m *image.Image, part func(*tcprepair.Socket) *tcprepair.Socket)
 
 // eachConnection calls f for each.
 func eachConnection(m *image.Image, f func(pid, fd int, file *image.File)) {
-	eachFile(m, func(pid, fd int, file *image.File) {
-		if file.TCP != nil && hasConnection(file.TCP) {
-			f(pid, fd, file)
+	for _, h := range heldFiles(m, isConnection) {
+		f(h.pid, h.fd, h.File)
+	}
+}
+
+// A heldFile is an open file, with a process and a descriptor that it has there.
+type heldFile struct {
+	pid, fd int
+	*image.File
+}
+
+// heldFiles lists some of those of an image.
+func heldFiles(m *image.Image, which func(*image.File) bool) (all []heldFile) {
+	eachFile(m, func(pid, fd int, f *image.File) {
+		if which(f) {
+			all = append(all, heldFile{pid, fd, f})
 		}
 	})
+	return all
 }
 
 // eachFile calls f for each open file, with a process and a descriptor that it has there.
@@ -59,6 +73,8 @@ func eachFile(m *image.Image, f func(pid, fd int, file *image.File)) {
 		}
 	}
 }
+
+func isConnection(f *image.File) bool { return f.TCP != nil && hasConnection(f.TCP) }
 
 // hasConnection reports a socket that cannot be read as it is: it takes repair mode.
 func hasConnection(s *tcprepair.Socket) bool { return s.State.Connected() || s.Ended }
@@ -87,12 +103,7 @@ func DumpConnections(m *image.Image) error {
 			return err
 		}
 	}
-	type connection struct {
-		pid, fd int
-		*image.File
-	}
-	var all []connection
-	eachConnection(m, func(pid, fd int, f *image.File) { all = append(all, connection{pid, fd, f}) })
+	all := heldFiles(m, isConnection)
 	processes := make(lender)
 	defer processes.close()
 	for _, c := range all {
@@ -128,14 +139,13 @@ func (r *TreeRestore) restoreConnections() error {
 		return err
 	}
 	r.connections = make(map[*image.File]int)
-	var all []*image.File
-	eachConnection(r.Image, func(_, _ int, f *image.File) { all = append(all, f) })
+	all := heldFiles(r.Image, isConnection)
 	var mu sync.Mutex
 	return inParallel(len(all), func(i int) error {
-		fd, err := r.restoreTCP(all[i])
+		fd, err := r.restoreTCP(all[i].File)
 		if err == nil {
 			mu.Lock()
-			r.connections[all[i]] = fd
+			r.connections[all[i].File] = fd
 			mu.Unlock()
 		}
 		return err
@@ -146,13 +156,7 @@ func (r *TreeRestore) restoreTCP(f *image.File) (int, error) {
 	// One that comes home is still passed on from here, its own segments too.
 	early := comesAlong(r.Image, f) || stays(r.Image, f) && !f.TCP.Local.Addr().Unmap().IsLoopback()
 	fd, err := r.restorer.Restore(f.TCP, early)
-	if err != nil {
-		return 0, err
-	}
-	if err := setStatusFlags(fd, f.Flags); err != nil {
-		return 0, errors.Join(err, unix.Close(fd))
-	}
-	return fd, nil
+	return flagged(f, fd, err)
 }
 
 // ResumeConnections makes connections go on where DumpConnections may have read them,

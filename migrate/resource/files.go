@@ -529,6 +529,17 @@ func (r *ProcessRestore) connectPassed(index image.Index, f *image.File) error {
 	return errors.Join(err, closing)
 }
 
+// flagged gives what was made for a file its flags, or closes it.
+func flagged(f *image.File, fd int, err error) (int, error) {
+	if err != nil {
+		return 0, err
+	}
+	if err := setStatusFlags(fd, f.Flags); err != nil {
+		return 0, errors.Join(err, unix.Close(fd))
+	}
+	return fd, nil
+}
+
 // setStatusFlags gives a description that was not opened by a path its flags.
 func setStatusFlags(fd, flags int) error {
 	const settable = unix.O_APPEND | unix.O_ASYNC | unix.O_DIRECT | unix.O_NOATIME | unix.O_NONBLOCK

@@ -74,13 +74,8 @@ func dumpNetlink(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func
 	if err != nil {
 		return err
 	}
-	ours, err := d.inOwnNetwork(fd)
-	if err != nil {
+	if elsewhere, err := d.isElsewhere(fd, "a netlink socket", refuse); elsewhere || err != nil {
 		return err
-	}
-	if !ours {
-		refuse("a netlink socket of another network namespace", "close it before the move")
-		return nil
 	}
 	if netlinkProtocols[protocol] == "" {
 		refuse(fmt.Sprintf("a netlink socket of protocol %d", protocol), "close it before the move")
@@ -96,13 +91,13 @@ func dumpNetlink(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func
 	if n.Options, err = readSocketOptions(fd, netlinkOptions); err != nil {
 		return err
 	}
-	n.Filter, err = inet.ReadFilter(fd)
+	n.Filter, err = inet.ReadFilter(fd, "a netlink socket")
 	switch {
-	case errors.Is(err, unix.EACCES):
-		refuse("a netlink socket with a BPF filter (SO_ATTACH_BPF)", "have the program detach it")
+	case errors.Is(err, inet.ErrUnsupported):
+		refuse(err.Error(), "have the program detach it")
 		return nil
 	case err != nil:
-		return fmt.Errorf("reading its filter: %w", err)
+		return err
 	}
 	if !d.Inspect {
 		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} // takes nothing, not even an error

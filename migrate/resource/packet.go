@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"net"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/tcprepair/inet"
@@ -25,25 +23,14 @@ var packetSocket = fileKind{
 	},
 	open: func(_ *TreeRestore, f *image.File) (int, error) {
 		fd, err := packet.Restore(f.Packet)
-		if err != nil {
-			return 0, err
-		}
-		if err := setStatusFlags(fd, f.Flags); err != nil {
-			return 0, errors.Join(err, unix.Close(fd))
-		}
-		return fd, nil
+		return flagged(f, fd, err)
 	},
 }
 
 // dumpPacket reads one, by fd, a descriptor of ours.
 func dumpPacket(d *ProcessDump, f *image.File, fd int, refuse func(what, hint string)) error {
-	ours, err := d.inOwnNetwork(fd)
-	if err != nil {
+	if elsewhere, err := d.isElsewhere(fd, "a packet socket", refuse); elsewhere || err != nil {
 		return err
-	}
-	if !ours {
-		refuse("a packet socket of another network namespace", "close it before the move")
-		return nil
 	}
 	s, err := packet.Look(fd)
 	switch {

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"slices"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/migrate/image"
@@ -75,32 +73,27 @@ func (d *TreeDump) DumpQueues(ctx context.Context) error {
 			closePassed(q.all)
 		}
 	}()
-	group := errgroup.Group{}
-	group.SetLimit(runtime.GOMAXPROCS(0))
-	eachFile(m, func(pid, fd int, f *image.File) {
-		if f.UDP == nil && !hasQueue(m, f) {
-			return
+	all := heldFiles(m, func(f *image.File) bool { return f.UDP != nil || hasQueue(m, f) })
+	err := inParallel(len(all), func(i int) error {
+		f := all[i]
+		own, err := borrow(f.pid, f.fd)
+		if err != nil {
+			return err
 		}
-		group.Go(func() error {
-			own, err := borrow(pid, fd)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(own)
-			if f.UDP != nil {
-				f.UDP.Queue, err = udp.Queue(own)
-			} else {
-				s, q := &m.Sockets[f.Socket], &queues[f.Socket]
-				q.at = Looked{PID: pid, FD: fd}
-				q.all, err = socketQueue(own, s.Type, s.Ended || s.Shutdown&shutReceive != 0)
-			}
-			if err != nil {
-				return fmt.Errorf("reading the queue of descriptor %d of process %d: %w", fd, pid, err)
-			}
-			return nil
-		})
+		defer unix.Close(own)
+		if f.UDP != nil {
+			f.UDP.Queue, err = udp.Queue(own)
+		} else {
+			s, q := &m.Sockets[f.Socket], &queues[f.Socket]
+			q.at = Looked{PID: f.pid, FD: f.fd}
+			q.all, err = socketQueue(own, s.Type, s.Ended || s.Shutdown&shutReceive != 0)
+		}
+		if err != nil {
+			return fmt.Errorf("reading the queue of descriptor %d of process %d: %w", f.fd, f.pid, err)
+		}
+		return nil
 	})
-	if err := group.Wait(); err != nil {
+	if err != nil {
 		return err
 	}
 	for i := range queues {

@@ -27,25 +27,14 @@ var rawSocket = fileKind{
 	},
 	open: func(r *TreeRestore, f *image.File) (int, error) {
 		fd, err := raw.Restore(f.Raw, comesAlong(r.Image, f))
-		if err != nil {
-			return 0, err
-		}
-		if err := setStatusFlags(fd, f.Flags); err != nil {
-			return 0, errors.Join(err, unix.Close(fd))
-		}
-		return fd, nil
+		return flagged(f, fd, err)
 	},
 }
 
 // dumpRaw reads one, by fd, a descriptor of ours.
 func dumpRaw(d *ProcessDump, f *image.File, fd int, refuse func(what, hint string)) error {
-	ours, err := d.inOwnNetwork(fd)
-	if err != nil {
+	if elsewhere, err := d.isElsewhere(fd, "a raw or ping socket", refuse); elsewhere || err != nil {
 		return err
-	}
-	if !ours {
-		refuse("a raw or ping socket of another network namespace", "close it before the move")
-		return nil
 	}
 	s, err := raw.Look(fd)
 	switch {
@@ -62,7 +51,7 @@ func dumpRaw(d *ProcessDump, f *image.File, fd int, refuse func(what, hint strin
 	if f.Unread, err = inet.Unread(fd); err != nil {
 		return err
 	}
-	return sent(fd, inet.Unsent, s.String())
+	return sent(fd, s.String())
 }
 
 // unread tells what of an image's raw, ping and packet sockets is left behind.

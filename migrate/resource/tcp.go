@@ -94,13 +94,8 @@ func inetKindOf(fd, family int) (k inetKind, err error) {
 // dumpTCP reads one, by fd, a descriptor of ours: of those with connections what can be
 // read while their packets come in.
 func dumpTCP(d *ProcessDump, o *openFile, f *image.File, fd int, refuse func(what, hint string)) error {
-	ours, err := d.inOwnNetwork(fd)
-	if err != nil {
+	if elsewhere, err := d.isElsewhere(fd, "a TCP socket", refuse); elsewhere || err != nil {
 		return err
-	}
-	if !ours {
-		refuse("a TCP socket of another network namespace", "close it before the move")
-		return nil
 	}
 	s, waiting, err := tcprepair.Look(fd)
 	switch {
@@ -130,13 +125,17 @@ func boundToDevice(fd int) bool {
 	return err == nil && device != ""
 }
 
-// inOwnNetwork reports a socket of this process's network namespace.
-func (d *TreeDump) inOwnNetwork(fd int) (bool, error) {
+// isElsewhere refuses a socket that is not of this process's network namespace.
+func (d *TreeDump) isElsewhere(fd int, what string, refuse func(what, hint string)) (bool, error) {
 	network, err := networkOf(fd)
 	if err != nil {
 		return false, err
 	}
-	return d.isOwnNetwork(network)
+	ours, err := d.isOwnNetwork(network)
+	if err == nil && !ours {
+		refuse(what+" of another network namespace", "close it before the move")
+	}
+	return !ours, err
 }
 
 // isOwnNetwork reports the cookie of this process's network namespace.

@@ -4,12 +4,9 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"runtime"
 	"slices"
-	"sync/atomic"
+	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/tcprepair"
@@ -52,24 +49,19 @@ func remember(all []tcprepair.TimeWait, until time.Time) (failed int, why error)
 	if err != nil {
 		return len(all), err
 	}
-	var lost, next atomic.Int64
-	var group errgroup.Group
-	for range runtime.GOMAXPROCS(0) {
-		group.Go(func() (why error) {
-			for i := next.Add(1) - 1; int(i) < len(all); i = next.Add(1) - 1 {
-				err := errors.New("it takes too long")
-				// The peer may say something in between.
-				for try := 0; try < 2 && err != nil && !errors.Is(err, tcprepair.ErrConnected) && time.Now().Before(until); try++ {
-					err = restorer.RestoreTimeWait(&all[i])
-				}
-				if err != nil && !errors.Is(err, tcprepair.ErrConnected) {
-					lost.Add(1)
-					why = cmp.Or(why, err)
-				}
-			}
-			return why
-		})
-	}
-	why = group.Wait()
-	return int(lost.Load()), why
+	var mu sync.Mutex
+	_ = inParallel(len(all), func(i int) error { // has nothing to tell
+		err := errors.New("it takes too long")
+		// The peer may say something in between.
+		for try := 0; try < 2 && err != nil && !errors.Is(err, tcprepair.ErrConnected) && time.Now().Before(until); try++ {
+			err = restorer.RestoreTimeWait(&all[i])
+		}
+		if err != nil && !errors.Is(err, tcprepair.ErrConnected) {
+			mu.Lock()
+			failed, why = failed+1, cmp.Or(why, err)
+			mu.Unlock()
+		}
+		return nil
+	})
+	return failed, why
 }

@@ -6,8 +6,6 @@ import (
 	"net"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/pagurus-project/pagurus/migrate"
 	"github.com/pagurus-project/pagurus/migrate/image"
 	"github.com/pagurus-project/pagurus/tcprepair/inet"
@@ -19,17 +17,11 @@ import (
 var udpSocket = fileKind{
 	check: func(c *Check, f *image.File) {
 		c.mustBind(f.UDP.Local, udp.CanBind(f.UDP, comesAlong(c.Image, f)))
-		c.mustHaveDevices(fmt.Sprintf("a UDP socket of the process, at %v,", f.UDP.Local), devicesOf(inet.Devices{Any: f.UDP.Device, Groups: f.UDP.GroupDevice}, f.UDP.Memberships))
+		c.mustHaveDevices(fmt.Sprintf("a UDP socket of the process, at %v,", f.UDP.Local), devicesOf(f.UDP.Devices, f.UDP.Memberships))
 	},
 	open: func(r *TreeRestore, f *image.File) (int, error) {
 		fd, err := udp.Restore(f.UDP, comesAlong(r.Image, f))
-		if err != nil {
-			return 0, err
-		}
-		if err := setStatusFlags(fd, f.Flags); err != nil {
-			return 0, errors.Join(err, unix.Close(fd))
-		}
-		return fd, nil
+		return flagged(f, fd, err)
 	},
 }
 
@@ -58,13 +50,8 @@ func (c *Check) mustHaveDevices(what string, names []string) {
 
 // dumpUDP reads one, by fd, a descriptor of ours, but for its queue.
 func dumpUDP(d *ProcessDump, f *image.File, fd int, refuse func(what, hint string)) error {
-	ours, err := d.inOwnNetwork(fd)
-	if err != nil {
+	if elsewhere, err := d.isElsewhere(fd, "a UDP socket", refuse); elsewhere || err != nil {
 		return err
-	}
-	if !ours {
-		refuse("a UDP socket of another network namespace", "close it before the move")
-		return nil
 	}
 	s, err := udp.Look(fd)
 	switch {
@@ -81,14 +68,14 @@ func dumpUDP(d *ProcessDump, f *image.File, fd int, refuse func(what, hint strin
 	if d.Inspect {
 		return nil
 	}
-	return sent(fd, udp.Unsent, fmt.Sprintf("a UDP socket at %v", s.Local))
+	return sent(fd, fmt.Sprintf("a UDP socket at %v", s.Local))
 }
 
 // sent makes sure that all of what a socket has sent is on its way.
-func sent(fd int, unsent func(fd int) (int, error), what string) error {
+func sent(fd int, what string) error {
 	const tries = 10
 	for range tries {
-		n, err := unsent(fd)
+		n, err := inet.Unsent(fd)
 		if err != nil || n == 0 {
 			return err
 		}

@@ -12,7 +12,8 @@ import (
 func Unread(fd int) (int, error) { return memory(fd, 0) } // SK_MEMINFO_RMEM_ALLOC
 
 // Unsent is how many it has for what was sent and is not on its way: that of a moment ago, or
-// what the program has not finished (MSG_MORE). Sockets of ping do not tell it otherwise.
+// what the program has not finished (UDP_CORK, MSG_MORE), which cannot be read. It is what
+// SIOCOUTQ tells of UDP, and sockets of ping do not have that.
 func Unsent(fd int) (int, error) { return memory(fd, 2) } // SK_MEMINFO_WMEM_ALLOC
 
 // memory reads one number of SO_MEMINFO (sk_get_meminfo, net/core/sock.c).

@@ -1,6 +1,7 @@
 package inet
 
 import (
+	"fmt"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -26,9 +27,9 @@ func Ask(fd, level, name int, value []byte) ([]byte, error) {
 // as struct sock_filter has them. An empty one is none.
 type Filter []uint64
 
-// ReadFilter reads that of a socket (SO_GET_FILTER counts in instructions). Of a program that
-// cannot be read the error is unix.EACCES.
-func ReadFilter(fd int) (Filter, error) {
+// ReadFilter reads that of a socket (SO_GET_FILTER counts in instructions). One of eBPF cannot
+// be read: ErrUnsupported, for what the socket is.
+func ReadFilter(fd int, what string) (Filter, error) {
 	for most := 0; ; {
 		program := make(Filter, most)
 		n := uint32(most)
@@ -37,8 +38,10 @@ func ReadFilter(fd int) (Filter, error) {
 		switch {
 		case errno != 0 && Unknown(errno): // it can have none
 			return nil, nil
+		case errno == unix.EACCES:
+			return nil, fmt.Errorf("%s with a BPF filter (SO_ATTACH_BPF), which cannot be read, %w", what, ErrUnsupported)
 		case errno != 0:
-			return nil, errno
+			return nil, fmt.Errorf("reading the filter: %w", errno)
 		case int(n) <= most:
 			return program[:n], nil
 		}

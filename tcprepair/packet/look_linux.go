@@ -49,12 +49,8 @@ func Look(fd int) (*Socket, error) {
 	if s.Buffers, err = inet.ReadBuffers(fd); err != nil {
 		return nil, err
 	}
-	s.Filter, err = inet.ReadFilter(fd)
-	switch {
-	case errors.Is(err, unix.EACCES):
-		return nil, fmt.Errorf("a packet socket with a BPF filter (SO_ATTACH_BPF), which cannot be read, %w", inet.ErrUnsupported)
-	case err != nil:
-		return nil, fmt.Errorf("reading the filter: %w", err)
+	if s.Filter, err = inet.ReadFilter(fd, "a packet socket"); err != nil {
+		return nil, err
 	}
 	return s, nil
 }

@@ -47,12 +47,8 @@ func Look(fd int) (*Socket, error) {
 	if s.Buffers, err = inet.ReadBuffers(fd); err != nil {
 		return nil, err
 	}
-	s.Filter, err = inet.ReadFilter(fd)
-	switch {
-	case errors.Is(err, unix.EACCES):
-		return nil, fmt.Errorf("%v with a BPF filter (SO_ATTACH_BPF), which cannot be read, %w", s, inet.ErrUnsupported)
-	case err != nil:
-		return nil, fmt.Errorf("reading the filter: %w", err)
+	if s.Filter, err = inet.ReadFilter(fd, s.String()); err != nil {
+		return nil, err
 	}
 	if s.Devices, err = inet.ReadDevices(fd, s.IPv6); err != nil {
 		return nil, err

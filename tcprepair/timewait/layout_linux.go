@@ -1,48 +1,29 @@
 package timewait
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
+
+	"github.com/pagurus-project/pagurus/tcprepair/kernel"
 )
-
-// A field is a number in a struct, or some bits of one. Both end within eight bytes of where they begin.
-type field struct{ bit, bits uint32 }
-
-// in reads it from the struct's bytes. A field that the kernel does not have is 0.
-func (f field) in(b []byte) uint64 {
-	if f.bits == 0 {
-		return 0
-	}
-	var word [8]byte
-	copy(word[:], b[f.bit/8:])
-	n := binary.NativeEndian.Uint64(word[:]) >> (f.bit % 8)
-	if f.bits < 64 {
-		n &= 1<<f.bits - 1
-	}
-	return n
-}
-
-func (f field) at(b []byte, n int) []byte { return b[f.bit/8:][:n] }
 
 // A layout is where what lies in struct tcp_timewait_sock.
 type layout struct {
 	bytes uint32
 
-	family, state, reuse, device  field
-	daddr, saddr, daddr6, saddr6  field
-	dport, port                   field
-	sendNext, receiveNext         field
-	mark, substate, scale         field
-	micro, tos, priority          field
-	expires                       field
-	window, offset, recent, stamp field
-	md5                           field // a pointer; so is
-	ao                            field
+	family, state, reuse, device  kernel.Field
+	daddr, saddr, daddr6, saddr6  kernel.Field
+	dport, port                   kernel.Field
+	sendNext, receiveNext         kernel.Field
+	mark, substate, scale         kernel.Field
+	micro, tos, priority          kernel.Field
+	expires                       kernel.Field
+	window, offset, recent, stamp kernel.Field
+	md5                           kernel.Field // a pointer; so is
+	ao                            kernel.Field
 }
 
 func unsupported(err error) error {
@@ -60,7 +41,7 @@ func layoutOf(types *btf.Spec) (*layout, error) {
 	}
 	l := &layout{bytes: s.Size}
 	const tw, common = "tw_sk.", "tw_sk.__tw_common."
-	for path, to := range map[string]*field{
+	for path, to := range map[string]*kernel.Field{
 		common + "skc_family": &l.family, common + "skc_state": &l.state, common + "skc_reuse": &l.reuse,
 		common + "skc_bound_dev_if": &l.device, common + "skc_daddr": &l.daddr, common + "skc_rcv_saddr": &l.saddr,
 		common + "skc_dport": &l.dport, common + "skc_num": &l.port,
@@ -70,69 +51,16 @@ func layoutOf(types *btf.Spec) (*layout, error) {
 		"tw_rcv_wnd": &l.window, "tw_ts_offset": &l.offset, "tw_ts_recent": &l.recent, "tw_ts_recent_stamp": &l.stamp,
 	} {
 		var ok bool
-		if *to, ok = fieldOf(s, path); !ok {
+		if *to, ok = kernel.Find(s, path); !ok {
 			return nil, fmt.Errorf("struct tcp_timewait_sock has no %s: %w", path, errors.ErrUnsupported)
 		}
 	}
 	// What kernels of some configuration or age do not have.
-	l.daddr6, _ = fieldOf(s, common+"skc_v6_daddr")
-	l.saddr6, _ = fieldOf(s, common+"skc_v6_rcv_saddr")
-	l.micro, _ = fieldOf(s, tw+"tw_usec_ts")
-	l.priority, _ = fieldOf(s, tw+"tw_priority")
-	l.md5, _ = fieldOf(s, "tw_md5_key")
-	l.ao, _ = fieldOf(s, "ao_info")
+	l.daddr6, _ = kernel.Find(s, common+"skc_v6_daddr")
+	l.saddr6, _ = kernel.Find(s, common+"skc_v6_rcv_saddr")
+	l.micro, _ = kernel.Find(s, tw+"tw_usec_ts")
+	l.priority, _ = kernel.Find(s, tw+"tw_priority")
+	l.md5, _ = kernel.Find(s, "tw_md5_key")
+	l.ao, _ = kernel.Find(s, "ao_info")
 	return l, nil
-}
-
-// fieldOf finds what a path of members leads to.
-func fieldOf(s *btf.Struct, path string) (field, bool) {
-	members, at := s.Members, btf.Bits(0)
-	for {
-		name, rest, more := strings.Cut(path, ".")
-		m, offset, ok := member(members, name)
-		if !ok {
-			return field{}, false
-		}
-		at += offset
-		if more {
-			inner, ok := btf.UnderlyingType(m.Type).(*btf.Struct)
-			if !ok {
-				return field{}, false
-			}
-			members, path = inner.Members, rest
-			continue
-		}
-		bits := uint32(m.BitfieldSize)
-		if bits == 0 {
-			size, err := btf.Sizeof(m.Type)
-			if err != nil {
-				return field{}, false
-			}
-			bits = uint32(size) * 8
-		}
-		return field{uint32(at), bits}, true
-	}
-}
-
-// member finds one, in anonymous structs and unions, too.
-func member(members []btf.Member, name string) (m btf.Member, at btf.Bits, ok bool) {
-	for _, m := range members {
-		if m.Name == name {
-			return m, m.Offset, true
-		}
-		if m.Name != "" {
-			continue
-		}
-		var inner []btf.Member
-		switch t := btf.UnderlyingType(m.Type).(type) {
-		case *btf.Struct:
-			inner = t.Members
-		case *btf.Union:
-			inner = t.Members
-		}
-		if found, offset, ok := member(inner, name); ok {
-			return found, m.Offset + offset, true
-		}
-	}
-	return m, 0, false
 }

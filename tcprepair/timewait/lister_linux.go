@@ -153,26 +153,26 @@ func (l *Lister) forget(local []netip.Addr) error {
 // timeWait is that of a record, if it can be restored.
 func (l *Lister) timeWait(record []byte) (w tcprepair.TimeWait, ok bool) {
 	f, b := l.layout, record[recordSocket:]
-	if f.device.in(b) != 0 || f.md5.in(b) != 0 || f.ao.in(b) != 0 {
+	if f.device.Number(b) != 0 || f.md5.Number(b) != 0 || f.ao.Number(b) != 0 {
 		return w, false
 	}
 	now := binary.NativeEndian.Uint64(record[recordNow:])
-	left := int64(f.expires.in(b) - binary.NativeEndian.Uint64(record[recordJiffies:]))
+	left := int64(f.expires.Number(b) - binary.NativeEndian.Uint64(record[recordJiffies:]))
 	w = tcprepair.TimeWait{
-		FinWait: f.substate.in(b) == uint64(tcprepair.FinWait2), Reuse: f.reuse.in(b) != 0,
-		SendNext: uint32(f.sendNext.in(b)), ReceiveNext: uint32(f.receiveNext.in(b)),
-		Window: uint32(f.window.in(b)), ReceiveScale: uint8(f.scale.in(b)),
-		Timestamps: f.stamp.in(b) != 0,
-		Mark:       uint32(f.mark.in(b)), Priority: uint32(f.priority.in(b)), TOS: uint8(f.tos.in(b)),
+		FinWait: f.substate.Number(b) == uint64(tcprepair.FinWait2), Reuse: f.reuse.Number(b) != 0,
+		SendNext: uint32(f.sendNext.Number(b)), ReceiveNext: uint32(f.receiveNext.Number(b)),
+		Window: uint32(f.window.Number(b)), ReceiveScale: uint8(f.scale.Number(b)),
+		Timestamps: f.stamp.Number(b) != 0,
+		Mark:       uint32(f.mark.Number(b)), Priority: uint32(f.priority.Number(b)), TOS: uint8(f.tos.Number(b)),
 		Left: time.Duration(max(left, 0)) * l.tick,
 	}
 	if w.Timestamps {
-		w.Recent, w.Timestamp = uint32(f.recent.in(b)), timestamp(now, uint32(f.offset.in(b)), f.micro.in(b) != 0)
+		w.Recent, w.Timestamp = uint32(f.recent.Number(b)), timestamp(now, uint32(f.offset.Number(b)), f.micro.Number(b) != 0)
 	}
-	port, peer := uint16(f.port.in(b)), binary.BigEndian.Uint16(f.dport.at(b, 2))
-	from, to := netip.AddrFrom4([4]byte(f.saddr.at(b, 4))), netip.AddrFrom4([4]byte(f.daddr.at(b, 4)))
-	if w.IPv6 = f.family.in(b) == unix.AF_INET6; w.IPv6 {
-		from, to = netip.AddrFrom16([16]byte(f.saddr6.at(b, 16))), netip.AddrFrom16([16]byte(f.daddr6.at(b, 16)))
+	port, peer := uint16(f.port.Number(b)), binary.BigEndian.Uint16(f.dport.Bytes(b))
+	from, to := netip.AddrFrom4([4]byte(f.saddr.Bytes(b))), netip.AddrFrom4([4]byte(f.daddr.Bytes(b)))
+	if w.IPv6 = f.family.Number(b) == unix.AF_INET6; w.IPv6 {
+		from, to = netip.AddrFrom16([16]byte(f.saddr6.Bytes(b))), netip.AddrFrom16([16]byte(f.daddr6.Bytes(b)))
 	}
 	w.Local, w.Remote = netip.AddrPortFrom(from, port), netip.AddrPortFrom(to, peer)
 	return w, w.Validate() == nil

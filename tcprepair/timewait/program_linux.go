@@ -8,6 +8,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/tcprepair/kernel"
 )
 
 // A record is what the program writes of one socket: two clocks and the struct, padded.
@@ -56,14 +58,14 @@ func program(l *layout, addresses, counts *ebpf.Map) (*ebpf.ProgramSpec, error) 
 		return nil, fmt.Errorf("struct tcp_timewait_sock has %d bytes", l.bytes)
 	}
 	frame := int16(-record)
-	at := func(f field) int16 { return frame + recordSocket + int16(f.bit/8) }
+	at := func(f kernel.Field) int16 { return frame + recordSocket + int16(f.Offset()) }
 	address := frame - addressBytes
 	is := asm.Instructions{
 		// struct bpf_iter__tcp { meta, sk_common, uid }
 		asm.LoadMem(asm.R7, asm.R1, 8, asm.DWord),
 		asm.JEq.Imm(asm.R7, 0, "out"),
 		asm.LoadMem(asm.R6, asm.R1, 0, asm.DWord),
-		asm.LoadMem(asm.R1, asm.R7, int16(l.state.bit/8), asm.Byte),
+		asm.LoadMem(asm.R1, asm.R7, int16(l.state.Offset()), asm.Byte),
 		asm.JNE.Imm(asm.R1, unix.BPF_TCP_TIME_WAIT, "out"),
 		asm.Mov.Reg(asm.R1, asm.R7),
 		asm.FnSkcToTcpTimewaitSock.Call(),
@@ -80,7 +82,7 @@ func program(l *layout, addresses, counts *ebpf.Map) (*ebpf.ProgramSpec, error) 
 		asm.LoadMem(asm.R1, asm.RFP, at(l.family), asm.Half),
 		asm.JEq.Imm(asm.R1, unix.AF_INET, "ip4"),
 	}
-	if l.saddr6.bits > 0 {
+	if l.saddr6 != (kernel.Field{}) {
 		is = append(is,
 			asm.LoadMem(asm.R1, asm.RFP, at(l.saddr6), asm.DWord),
 			asm.StoreMem(asm.RFP, address, asm.R1, asm.DWord),

@@ -32,29 +32,18 @@ func Look(fd int) (*Socket, error) {
 	if s.Buffers, err = inet.ReadBuffers(fd); err != nil {
 		return nil, err
 	}
-	s.Filter, err = inet.ReadFilter(fd)
-	switch {
-	case errors.Is(err, unix.EACCES):
-		return nil, fmt.Errorf("a UDP socket with a BPF filter (SO_ATTACH_BPF), which cannot be read, %w", ErrUnsupported)
-	case err != nil:
-		return nil, fmt.Errorf("reading the filter: %w", err)
-	}
-	devices, err := inet.ReadDevices(fd, s.IPv6)
-	if err != nil {
+	if s.Filter, err = inet.ReadFilter(fd, "a UDP socket"); err != nil {
 		return nil, err
 	}
-	s.Device, s.GroupDevice = devices.Any, devices.Groups
+	if s.Devices, err = inet.ReadDevices(fd, s.IPv6); err != nil {
+		return nil, err
+	}
 	if s.Memberships, err = inet.ReadMemberships(fd, s.IPv6); err != nil {
 		return nil, err
 	}
 	s.Shutdown, err = inet.ReadShutdown(fd)
 	return s, err
 }
-
-// Unsent is how many bytes of memory the kernel has for what was sent and is not on its
-// way: that of a moment ago, or what the program has not finished (UDP_CORK, MSG_MORE).
-// The latter cannot be read.
-func Unsent(fd int) (int, error) { return unix.IoctlGetInt(fd, unix.SIOCOUTQ) }
 
 func (s *Socket) readAddresses(fd int) error {
 	sa, err := unix.Getsockname(fd)

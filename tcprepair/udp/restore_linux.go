@@ -59,7 +59,7 @@ func (s *Socket) build(fd int, early bool) error {
 	if err := inet.UDP.Set(fd, s.Options, nil, inet.WhileSilent); err != nil {
 		return err
 	}
-	if err := (inet.Devices{Any: s.Device, Groups: s.GroupDevice}).Set(fd, s.IPv6); err != nil {
+	if err := s.Devices.Set(fd, s.IPv6); err != nil {
 		return err
 	}
 	for i := range s.Memberships {

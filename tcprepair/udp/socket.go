@@ -24,10 +24,7 @@ type Socket struct {
 	Options []inet.Option `json:",omitzero"`
 	Filter  inet.Filter   `json:",omitzero"`
 
-	// Devices through which it sends, by their names: as it says itself (IP_UNICAST_IF,
-	// IPV6_UNICAST_IF), and to groups (IP_MULTICAST_IF, IPV6_MULTICAST_IF). Empty: any.
-	Device      string            `json:",omitzero"`
-	GroupDevice string            `json:",omitzero"`
+	Devices     inet.Devices      `json:",omitzero"` // through which it sends
 	Memberships []inet.Membership `json:",omitzero"`
 
 	Queue []Datagram `json:",omitzero"`

@@ -295,8 +295,8 @@ func TestGroups(t *testing.T) {
 			}
 			check(t, inet.Devices{Any: "eth0", Groups: "eth0"}.Set(fd, ipv6))
 			anew, was := moved(t, fd)
-			if len(was.Memberships) != len(groups) || was.Device != "eth0" || was.GroupDevice != "eth0" {
-				t.Errorf("%d memberships, devices %q and %q: %v", len(was.Memberships), was.Device, was.GroupDevice, was.Memberships)
+			if len(was.Memberships) != len(groups) || was.Devices != (inet.Devices{Any: "eth0", Groups: "eth0"}) {
+				t.Errorf("%d memberships, devices %q: %v", len(was.Memberships), was.Devices, was.Memberships)
 			}
 			mustLookAlike(t, was, anew)
 		})
