@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/tcprepair/inet/inettest"
 )
 
 // A listener takes connections at its new place, from Go's too.
@@ -13,7 +15,7 @@ func TestListeners(t *testing.T) {
 	for _, f := range families {
 		for _, protocol := range []int{unix.IPPROTO_TCP, unix.IPPROTO_MPTCP} {
 			t.Run(fmt.Sprint(f.name, "/", protocol), func(t *testing.T) {
-				enterNetwork(t)
+				inettest.EnterNetwork(t)
 				listener := f.listen(t, protocol)
 				before := must(unix.Getsockname(listener.fd))
 				if err := unix.Fchown(listener.fd, 1234, 5678); err != nil {
@@ -55,7 +57,7 @@ func TestClosed(t *testing.T) {
 		for c := range 4 {
 			failed, early := c%2 == 1, c/2 == 1
 			t.Run(fmt.Sprint(f.name, "/failed=", failed, "/early=", early), func(t *testing.T) {
-				enterNetwork(t)
+				inettest.EnterNetwork(t)
 				var ends []end
 				for range 3 { // at the same port
 					server, client := f.connect(t)
@@ -105,7 +107,7 @@ func TestClosed(t *testing.T) {
 func TestUnconnected(t *testing.T) {
 	for _, f := range families {
 		t.Run(f.name, func(t *testing.T) {
-			enterNetwork(t)
+			inettest.EnterNetwork(t)
 			listener := f.listen(t, unix.IPPROTO_TCP)
 			client := f.socket(t, unix.IPPROTO_TCP)
 			if err := unix.Bind(client.fd, f.sockaddr(f.client, 0)); err != nil {

@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/tcprepair/inet/inettest"
 )
 
 // A look tells what Dump does of a socket without a connection, and how many wait
@@ -16,7 +18,7 @@ func TestLook(t *testing.T) {
 	for _, f := range families {
 		for _, protocol := range []int{unix.IPPROTO_TCP, unix.IPPROTO_MPTCP} {
 			t.Run(fmt.Sprint(f.name, "/", protocol), func(t *testing.T) {
-				enterNetwork(t)
+				inettest.EnterNetwork(t)
 				listener := f.listen(t, protocol)
 				address := must(unix.Getsockname(listener.fd))
 				for want := range 3 {
@@ -41,7 +43,7 @@ func TestLook(t *testing.T) {
 		}
 	}
 	t.Run("connection", func(t *testing.T) {
-		enterNetwork(t)
+		inettest.EnterNetwork(t)
 		server, client := families[0].connect(t)
 		s, _, err := Look(server.fd)
 		if err != nil || s.State != Established || !s.Local.IsValid() || !s.Remote.IsValid() {
@@ -66,7 +68,7 @@ var compareAddresses = cmp.Comparer(func(a, b netip.AddrPort) bool { return a ==
 func TestCanBind(t *testing.T) {
 	for _, f := range families {
 		t.Run(f.name, func(t *testing.T) {
-			enterNetwork(t)
+			inettest.EnterNetwork(t)
 			listener := f.listen(t, unix.IPPROTO_TCP)
 			s := must(Dump(listener.fd))
 			if err := CanBind(s, false); !errors.Is(err, unix.EADDRINUSE) {

@@ -1,8 +1,6 @@
 package tcprepair
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"slices"
 	"testing"
@@ -11,54 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/tcprepair/inet"
+	"github.com/pagurus-project/pagurus/tcprepair/inet/inettest"
 )
 
 // other gives an option a value that it does not have yet, and reports whether
 // this socket takes one.
-func other(t *testing.T, k *inet.Kind, fd int) bool {
-	t.Helper()
-	before, err := k.Get(fd)
-	if err != nil {
-		t.Fatalf("reading %s: %v", k.Label, err)
-	}
-	for _, value := range candidates(k) {
-		if err := inet.Set(fd, k.Level, k.Name, value); err != nil {
-			continue
-		}
-		if after, err := k.Get(fd); err == nil && !bytes.Equal(before, after) {
-			return true
-		}
-	}
-	return false
-}
-
-func candidates(k *inet.Kind) [][]byte {
-	switch k.Name {
-	case unix.SO_BINDTODEVICE:
-		if k.Level == unix.SOL_SOCKET {
-			return [][]byte{[]byte("lo")}
-		}
-	case unix.TCP_CONGESTION:
-		if k.Level == unix.SOL_TCP {
-			return [][]byte{[]byte("reno"), []byte("cubic")}
-		}
-	}
-	var all [][]byte
-	for _, n := range []uint32{1, 0, 2, 5, 64, 1000, 1 << 20, 50000, 40000 | 50000<<16} {
-		switch {
-		case k.Level == unix.SOL_SOCKET && k.Name == unix.SO_LINGER:
-			all = append(all, encode(1, n))
-		case k.Bytes == 16: // struct __kernel_sock_timeval
-			all = append(all, binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, uint64(n)), 500000))
-		case k.Bytes == 8:
-			all = append(all, binary.NativeEndian.AppendUint64(nil, uint64(n)))
-		default:
-			all = append(all, encode(n))
-		}
-	}
-	return all
-}
-
 // fixed are options that sockets of a kind have and that cannot be changed in
 // them, at least not here.
 var fixed = map[string][]string{
@@ -76,11 +31,11 @@ func TestOptions(t *testing.T) {
 				family = "IPv6"
 			}
 			t.Run(name+"/"+family, func(t *testing.T) {
-				enterNetwork(t)
+				inettest.EnterNetwork(t)
 				fd := open(t, ipv6)
 				for _, o := range must(inet.TCP.Read(fd, ipv6)) {
 					k := inet.TCP.Kind(o.Level, o.Name)
-					if !other(t, k, fd) && !slices.Contains(fixed[name], k.Label) {
+					if !must(inettest.Change(k, fd)) && !slices.Contains(fixed[name], k.Label) {
 						t.Errorf("%s of %v cannot be changed", k.Label, o.Value)
 					}
 				}

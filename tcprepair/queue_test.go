@@ -7,6 +7,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/pagurus-project/pagurus/tcprepair/inet/inettest"
 )
 
 // noise is text that differs everywhere.
@@ -45,7 +47,7 @@ func TestFullQueues(t *testing.T) {
 				name += "/shut"
 			}
 			t.Run(name, func(t *testing.T) {
-				enterNetwork(t)
+				inettest.EnterNetwork(t)
 				server, client := f.connect(t)
 				toServer, toClient := client.stuff(), server.stuff()
 				if shut {
@@ -77,7 +79,7 @@ func TestFullQueues(t *testing.T) {
 // Sequence numbers wrap around in both queues.
 func TestWrapAround(t *testing.T) {
 	f := families[0]
-	enterNetwork(t)
+	inettest.EnterNetwork(t)
 	server, client := f.connect(t)
 	a, err := Dump(server.fd)
 	if err != nil {
@@ -142,7 +144,7 @@ func TestResume(t *testing.T) {
 	for _, f := range families {
 		for _, c := range stateCases {
 			t.Run(f.name+"/"+c.state.String(), func(t *testing.T) {
-				enterNetwork(t)
+				inettest.EnterNetwork(t)
 				server, client := f.connect(t)
 				server.write("before")
 				client.write("before")
@@ -175,7 +177,7 @@ func TestResume(t *testing.T) {
 func TestPeekOffset(t *testing.T) {
 	for _, f := range families {
 		t.Run(f.name, func(t *testing.T) {
-			enterNetwork(t)
+			inettest.EnterNetwork(t)
 			server, client := f.connect(t)
 			err := unix.SetsockoptInt(server.fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0)
 			if errors.Is(err, unix.EOPNOTSUPP) {

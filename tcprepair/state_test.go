@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/tcprepair/inet"
+	"github.com/pagurus-project/pagurus/tcprepair/inet/inettest"
 )
 
 // deaf makes an end lose every segment that comes to it, until the function
@@ -173,7 +174,7 @@ func TestStates(t *testing.T) {
 }
 
 func testState(t *testing.T, f netFamily, c stateCase, data bool) {
-	enterNetwork(t)
+	inettest.EnterNetwork(t)
 	server, client := f.connect(t)
 	toServer, toClient := "", ""
 	if data {

@@ -1,8 +1,6 @@
 package resource
 
 import (
-	"bytes"
-	"encoding/binary"
 	"net"
 	"net/netip"
 	"os"
@@ -16,6 +14,7 @@ import (
 	"github.com/pagurus-project/pagurus/migrate/procfs"
 	"github.com/pagurus-project/pagurus/tcprepair"
 	"github.com/pagurus-project/pagurus/tcprepair/inet"
+	"github.com/pagurus-project/pagurus/tcprepair/inet/inettest"
 )
 
 // What a glance tells of a connection is what system calls tell of it, whatever option is
@@ -102,7 +101,7 @@ func TestGlance(t *testing.T) {
 				if o.Label == "SO_BINDTODEVICE" {
 					continue // seen below
 				}
-				for _, value := range valuesFor(o) {
+				for _, value := range inettest.Values(o) {
 					if err := inet.Set(fd, o.Level, o.Name, value); err == nil {
 						compare(o.Label)
 					}
@@ -204,27 +203,4 @@ func labelledKinds(t *testing.T, fd int, ipv6 bool) []*inet.Kind {
 		kinds[i] = inet.TCP.Kind(o.Level, o.Name)
 	}
 	return kinds
-}
-
-// valuesFor are some that an option may take.
-func valuesFor(k *inet.Kind) [][]byte {
-	if k.Label == "TCP_CONGESTION" {
-		return [][]byte{[]byte("reno"), []byte("cubic")}
-	}
-	var all [][]byte
-	for _, n := range []uint32{1, 0, 2, 5, 64, 1000, 1 << 20, 50000, 40000 | 50000<<16} {
-		value := binary.NativeEndian.AppendUint32(nil, n)
-		switch {
-		case k.Label == "SO_LINGER":
-			value = slices.Concat(binary.NativeEndian.AppendUint32(nil, 1), value)
-		case k.Bytes == 16:
-			value = binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, uint64(n)), 500000)
-		case k.Bytes == 8:
-			value = binary.NativeEndian.AppendUint64(nil, uint64(n))
-		}
-		if !slices.ContainsFunc(all, func(b []byte) bool { return bytes.Equal(b, value) }) {
-			all = append(all, value)
-		}
-	}
-	return all
 }

@@ -4,8 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
-	"os"
-	"runtime"
 	"slices"
 	"testing"
 
@@ -15,22 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/tcprepair/inet"
+	"github.com/pagurus-project/pagurus/tcprepair/inet/inettest"
 )
 
 // enterNetwork gives the test's goroutine a network of its own with a device eth0. The
 // thread ends with it.
 func enterNetwork(t *testing.T) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-	t.Parallel()
-	runtime.LockOSThread()
-	check(t, unix.Unshare(unix.CLONE_NEWNET))
-	check(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "peer0"}))
-	for _, name := range []string{"lo", "eth0", "peer0"} {
-		check(t, netlink.LinkSetUp(must(netlink.LinkByName(name))))
-	}
+	inettest.EnterNetwork(t)
+	inettest.AddPair(t, "eth0", "peer0")
 }
 
 func check(t *testing.T, err error) {

@@ -1,12 +1,9 @@
 package raw
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"net/netip"
 	"os"
-	"runtime"
 	"slices"
 	"testing"
 
@@ -16,20 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/tcprepair/inet"
+	"github.com/pagurus-project/pagurus/tcprepair/inet/inettest"
 )
 
 // enterNetwork gives the test's goroutine a network of its own, in which everybody may ping.
 // The thread ends with it.
 func enterNetwork(t *testing.T) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-	t.Parallel()
-	runtime.LockOSThread()
-	check(t, unix.Unshare(unix.CLONE_NEWNET))
+	inettest.EnterNetwork(t)
 	check(t, os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 1000"), 0))
-	check(t, netlink.LinkSetUp(must(netlink.LinkByName("lo"))))
 }
 
 func check(t *testing.T, err error) {
@@ -83,36 +75,6 @@ func mustLookAlike(t *testing.T, was *Socket, fd int) {
 	}
 }
 
-// other gives an option a value that it does not have yet.
-func other(t *testing.T, k *inet.Kind, fd int) bool {
-	t.Helper()
-	before := must(k.Get(fd))
-	for _, n := range []uint32{1, 0, 2, 5, 64, 1000, 1 << 20, 50000, 40000 | 50000<<16} {
-		value := binary.NativeEndian.AppendUint32(nil, n)
-		switch {
-		case k.Label == "SO_BINDTODEVICE":
-			value = []byte("lo")
-		case k.Label == "SO_LINGER":
-			value = append(binary.NativeEndian.AppendUint32(nil, 1), value...)
-		case k.Label == "SO_TXTIME":
-			value = append(binary.NativeEndian.AppendUint32(nil, unix.CLOCK_TAI), 1, 0, 0, 0)
-		case k.Bytes == 32:
-			value = bytes.Repeat(value, 8)
-		case k.Bytes == 16: // struct __kernel_sock_timeval
-			value = binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, uint64(n)), 500000)
-		case k.Bytes == 8:
-			value = binary.NativeEndian.AppendUint64(nil, uint64(n))
-		}
-		if inet.Set(fd, k.Level, k.Name, value) != nil {
-			continue
-		}
-		if after, err := k.Get(fd); err == nil && !bytes.Equal(before, after) {
-			return true
-		}
-	}
-	return false
-}
-
 // TestOptions: every option that a program can set arrives.
 func TestOptions(t *testing.T) {
 	for name, kind := range kinds {
@@ -128,7 +90,7 @@ func TestOptions(t *testing.T) {
 				if slices.Contains(fixed, k.Label) {
 					continue
 				}
-				if changed[k.Label] = other(t, k, fd); !changed[k.Label] && !slices.Contains(without, k.Label) {
+				if changed[k.Label] = must(inettest.Change(k, fd)); !changed[k.Label] && !slices.Contains(without, k.Label) {
 					t.Errorf("%s of %v cannot be changed", k.Label, o.Value)
 				}
 			}

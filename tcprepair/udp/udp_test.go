@@ -2,11 +2,9 @@ package udp
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"net/netip"
 	"os"
-	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -17,24 +15,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagurus-project/pagurus/tcprepair/inet"
+	"github.com/pagurus-project/pagurus/tcprepair/inet/inettest"
 )
 
 // enterNetwork gives the test's goroutine a network of its own with these addresses. The
 // thread ends with it.
 func enterNetwork(t *testing.T, addresses ...string) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-	t.Parallel()
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatalf("making a network namespace: %v", err)
-	}
-	check(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "eth1"}))
-	for _, name := range []string{"lo", "eth0", "eth1"} {
-		check(t, netlink.LinkSetUp(must(netlink.LinkByName(name))))
-	}
+	inettest.EnterNetwork(t)
+	inettest.AddPair(t, "eth0", "eth1")
 	addAddresses(t, addresses...)
 }
 
@@ -121,34 +110,6 @@ func mustLookAlike(t *testing.T, was *Socket, fd int) {
 	}
 }
 
-// other gives an option a value that it does not have yet.
-func other(t *testing.T, k *inet.Kind, fd int) bool {
-	t.Helper()
-	before := must(k.Get(fd))
-	for _, n := range []uint32{1, 0, 2, 5, 64, 1000, 1 << 20, 50000, 40000 | 50000<<16} {
-		value := binary.NativeEndian.AppendUint32(nil, n)
-		switch {
-		case k.Label == "SO_BINDTODEVICE":
-			value = []byte("lo")
-		case k.Label == "SO_LINGER":
-			value = append(binary.NativeEndian.AppendUint32(nil, 1), value...)
-		case k.Label == "SO_TXTIME":
-			value = append(binary.NativeEndian.AppendUint32(nil, unix.CLOCK_TAI), 1, 0, 0, 0)
-		case k.Bytes == 16: // struct __kernel_sock_timeval
-			value = binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, uint64(n)), 500000)
-		case k.Bytes == 8:
-			value = binary.NativeEndian.AppendUint64(nil, uint64(n))
-		}
-		if inet.Set(fd, k.Level, k.Name, value) != nil {
-			continue
-		}
-		if after, err := k.Get(fd); err == nil && !bytes.Equal(before, after) {
-			return true
-		}
-	}
-	return false
-}
-
 // TestOptions: every option that a program can set arrives.
 func TestOptions(t *testing.T) {
 	fixed := []string{
@@ -161,7 +122,7 @@ func TestOptions(t *testing.T) {
 			fd := open(t, name == "IPv6", at)
 			for _, o := range must(inet.UDP.Read(fd, name == "IPv6")) {
 				k := inet.UDP.Kind(o.Level, o.Name)
-				if !slices.Contains(fixed, k.Label) && !other(t, k, fd) {
+				if !slices.Contains(fixed, k.Label) && !must(inettest.Change(k, fd)) {
 					t.Errorf("%s of %v cannot be changed", k.Label, o.Value)
 				}
 			}

@@ -1,0 +1,3 @@
+// Package inettest helps to test what takes sockets apart: in a network that nobody else is in, and with
+// every option changed. It is for tests alone.
+package inettest
