@@ -128,6 +128,7 @@ const (
 	descriptorGID
 	descriptorFlags
 	descriptorOwner
+	descriptorSignal // before Linux 6.12, that of an owner; the owner has it since
 	descriptorLocks
 	descriptorCloExec // the word of the table's bitmap in which the descriptor is
 	descriptorNetwork
@@ -150,7 +151,7 @@ func firstDescriptor(data []byte) (*Descriptor, int) {
 		OpenFile: OpenFile{
 			Inode: word(descriptorInode),
 			Mode:  uint32(word(descriptorMode)), UID: uint32(word(descriptorUID)), GID: uint32(word(descriptorGID)), Flags: int(word(descriptorFlags)),
-			Special: word(descriptorOwner) != 0 || word(descriptorLocks) != 0,
+			Special: word(descriptorOwner) != 0 || word(descriptorSignal) != 0 || word(descriptorLocks) != 0,
 			Network: word(descriptorNetwork),
 		},
 	}
@@ -169,7 +170,7 @@ func firstDescriptor(data []byte) (*Descriptor, int) {
 //	if (!ctx->task || !ctx->file || ctx->task->pid != ctx->task->tgid) return 0;
 //	files = ctx->task->files, inode = ctx->file->f_inode;
 //	record = {
-//		fd, inode->i_ino, inode->i_mode, inode->i_uid, inode->i_gid, file->f_flags, owner, inode->i_flctx,
+//		fd, inode->i_ino, inode->i_mode, inode->i_uid, inode->i_gid, file->f_flags, owner, signal, inode->i_flctx,
 //		files->fdt->close_on_exec[fd / 64],
 //	};
 //	sk = file->private_data->sk;
@@ -181,7 +182,7 @@ func firstDescriptor(data []byte) (*Descriptor, int) {
 //	bpf_seq_write(ctx->meta->seq, record, sizeof(record));
 //	if (record.socket) bpf_seq_write(ctx->meta->seq, copy, sizeof(struct tcp6_sock));
 //
-// where owner is file->f_owner.pid | file->f_owner.signum or, from Linux 6.12 on, file->f_owner.
+// where owner and signal are file->f_owner.pid and .signum or, from Linux 6.12 on, file->f_owner and 0.
 func (r *DescriptorReader) load() error {
 	kernel, err := btf.LoadKernelSpec()
 	if err != nil {
@@ -245,18 +246,22 @@ func (r *DescriptorReader) instructions(kernel *btf.Spec, socketBytes int32) (as
 	if err != nil {
 		return nil, err
 	}
-	loadOwner := asm.Instructions{asm.LoadMem(asm.R1, asm.R7, owner, asm.DWord)}
-	if embedded {
-		loadOwner = asm.Instructions{
-			asm.LoadMem(asm.R1, asm.R7, owner+offset["fown_struct.pid"], asm.DWord),
-			asm.LoadMem(asm.R2, asm.R7, owner+offset["fown_struct.signum"], asm.Word),
-			asm.Or.Reg(asm.R1, asm.R2),
-		}
-	}
 	const (
 		base    = -descriptorBytes
 		scratch = base + descriptorScratch
 	)
+	copyOwner := asm.Instructions{
+		asm.LoadMem(asm.R1, asm.R7, owner, asm.DWord),
+		asm.StoreMem(asm.RFP, base+descriptorOwner, asm.R1, asm.DWord),
+	}
+	if embedded {
+		copyOwner = asm.Instructions{
+			asm.LoadMem(asm.R1, asm.R7, owner+offset["fown_struct.pid"], asm.DWord),
+			asm.StoreMem(asm.RFP, base+descriptorOwner, asm.R1, asm.DWord),
+			asm.LoadMem(asm.R1, asm.R7, owner+offset["fown_struct.signum"], asm.Word),
+			asm.StoreMem(asm.RFP, base+descriptorSignal, asm.R1, asm.DWord),
+		}
+	}
 	// probe reads size bytes at R3 into the record; where there are none, nothing.
 	probe := func(to int16, size int32) asm.Instructions {
 		return asm.Instructions{
@@ -291,10 +296,8 @@ func (r *DescriptorReader) instructions(kernel *btf.Spec, socketBytes int32) (as
 		asm.LoadMem(asm.R1, asm.R7, offset["file.f_flags"], asm.Word),
 		asm.StoreMem(asm.RFP, base+descriptorFlags, asm.R1, asm.DWord),
 	)
-	all = append(all, loadOwner...)
-	all = append(all,
-		asm.StoreMem(asm.RFP, base+descriptorOwner, asm.R1, asm.DWord),
-		asm.LoadMem(asm.R2, asm.R7, offset["file.f_inode"], asm.DWord))
+	all = append(all, copyOwner...)
+	all = append(all, asm.LoadMem(asm.R2, asm.R7, offset["file.f_inode"], asm.DWord))
 	for _, f := range []struct {
 		name string
 		to   int16
