@@ -9,8 +9,8 @@ package logline
 import (
 	"bytes"
 	"context"
-	"io"
 	"log/slog"
+	"sync"
 )
 
 var levels = map[string]slog.Level{
@@ -22,15 +22,34 @@ var levels = map[string]slog.Level{
 	"ERROR": slog.LevelError,
 }
 
-// Writer logs each write, which is one line with these libraries, to l.
-func Writer(l *slog.Logger) io.Writer { return writer{l} }
+// A Writer logs each write, which is one line with these libraries, until it is closed: some of
+// their goroutines outlive what has been shut down, and complain of it.
+type Writer struct {
+	mu     sync.RWMutex // held to log
+	log    *slog.Logger
+	closed bool
+}
 
-type writer struct{ log *slog.Logger }
+// NewWriter returns one that logs to l.
+func NewWriter(l *slog.Logger) *Writer { return &Writer{log: l} }
 
-func (w writer) Write(p []byte) (int, error) {
-	level, message := parse(p)
-	w.log.Log(context.Background(), level, message)
+// Write never fails.
+func (w *Writer) Write(p []byte) (int, error) {
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+	if !w.closed {
+		level, message := parse(p)
+		w.log.Log(context.Background(), level, message)
+	}
 	return len(p), nil
+}
+
+// Close waits for writes that are under way; later ones say nothing. It never fails.
+func (w *Writer) Close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed = true
+	return nil
 }
 
 // parse finds the level in brackets; a line without one is worth a look.

@@ -46,7 +46,12 @@ func TestWriter(t *testing.T) {
 					return a
 				},
 			}))
-			tt.write(Writer(logger))
+			w := NewWriter(logger)
+			tt.write(w)
+			if err := w.Close(); err != nil {
+				t.Error(err)
+			}
+			tt.write(w) // says nothing
 			if got := strings.TrimSpace(out.String()); got != tt.want {
 				t.Errorf("got %s, want %s", got, tt.want)
 			}

@@ -56,6 +56,7 @@ const tcpTimeout = 3 * time.Second
 type Group struct {
 	config Config
 	list   *memberlist.Memberlist
+	lines  *logline.Writer // what memberlist says
 	stop   context.CancelFunc
 	search sync.WaitGroup
 
@@ -95,7 +96,8 @@ func Join(ctx context.Context, c Config) (*Group, error) {
 	conf.Conflict = conflict{g}
 	// A daemon that comes back at another address is the same daemon.
 	conf.DeadNodeReclaimTime = time.Nanosecond
-	conf.Logger = log.New(logline.Writer(c.Logger), "", 0)
+	g.lines = logline.NewWriter(c.Logger)
+	conf.Logger = log.New(g.lines, "", 0)
 	if c.tune != nil {
 		c.tune(conf)
 	}
@@ -105,7 +107,7 @@ func Join(ctx context.Context, c Config) (*Group, error) {
 	}
 	g.list = list
 	if err := g.enter(); err != nil {
-		return nil, errors.Join(err, list.Shutdown())
+		return nil, errors.Join(err, list.Shutdown(), g.lines.Close())
 	}
 	ctx, g.stop = context.WithCancel(ctx)
 	g.search.Go(func() { g.searchSeeds(ctx) })
@@ -197,7 +199,7 @@ func (g *Group) Leave(ctx context.Context) error {
 func (g *Group) Close() error {
 	g.stop()
 	g.search.Wait()
-	return g.list.Shutdown()
+	return errors.Join(g.list.Shutdown(), g.lines.Close())
 }
 
 func (g *Group) searchSeeds(ctx context.Context) {

@@ -100,6 +100,8 @@ func Open(c Config) (_ *Log, err error) {
 			err = errors.Join(err, l.closeAll())
 		}
 	}()
+	lines := logline.NewWriter(c.Logger)
+	l.close = append(l.close, lines.Close)
 	stream := newStream(c.Listener, c.Credentials)
 	l.close = append(l.close, stream.Close)
 
@@ -118,7 +120,7 @@ func Open(c Config) (_ *Log, err error) {
 		return nil, fmt.Errorf("opening the log: %w", err)
 	}
 	logger := hclog.New(&hclog.LoggerOptions{
-		Name: "raft", Output: logline.Writer(c.Logger), DisableTime: true, Level: hclog.Debug,
+		Name: "raft", Output: lines, DisableTime: true, Level: hclog.Debug,
 	})
 	snapshots, err := raft.NewFileSnapshotStoreWithLogger(c.Dir, keptSnapshots, logger)
 	if err != nil {

@@ -67,29 +67,24 @@ var (
 	begun  = regexp.MustCompile(`^=== RUN +[^/]+$`)
 )
 
-// without is what a program of tests said, without the tests that went well.
-// A test's words reach from its first line to the next test's.
+// without is what a program of tests said, without the tests that went well: each's words from
+// its first line to its results. What comes behind belongs to the program, as when it panics.
 func without(lines []string) []string {
 	var kept, block []string
-	well := false
-	end := func() {
-		if !well {
-			kept = append(kept, block...)
-		}
-		block, well = nil, false
-	}
+	results := false // of a test that went well
 	for _, line := range lines {
-		if begun.MatchString(line) {
-			end()
-		}
 		found := result.FindStringSubmatch(line)
-		block = append(block, line)
-		if found != nil && line[0] != ' ' {
-			well = found[1] != "FAIL"
+		switch top := found != nil && line[0] != ' '; {
+		case begun.MatchString(line):
+			kept, block, results = append(kept, block...), []string{line}, false
+		case top && found[1] != "FAIL":
+			block, results = nil, true
+		case results && found != nil:
+		default:
+			block, results = append(block, line), false
 		}
 	}
-	end()
-	return kept
+	return append(kept, block...)
 }
 
 // The kernel of the distribution has soft-dirty and lacks what newer ones have:
@@ -224,6 +219,10 @@ func TestWithout(t *testing.T) {
 	}
 	if got, want := without(said), append(slices.Clone(said[5:10]), said[13:]...); !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
+	}
+	said = append(said[:5:5], "panic: Log in goroutine after TestA has completed")
+	if got := without(said); !slices.Equal(got, said[5:]) {
+		t.Errorf("%q, want %q", got, said[5:])
 	}
 }
 

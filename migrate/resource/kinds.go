@@ -119,6 +119,11 @@ func (d *ProcessDump) run() error {
 			return fmt.Errorf("reading the state of thread %d: %w", tid, err)
 		}
 	}
+	return d.runAfter()
+}
+
+// runAfter does what then has left.
+func (d *ProcessDump) runAfter() error {
 	for _, f := range d.after {
 		if err := f(); err != nil {
 			return err

@@ -128,7 +128,7 @@ func (d *TreeDump) notePassed(ctx context.Context, a *arrived, in *Looked) error
 		}
 		a.Passed = append(a.Passed, o.index)
 	}
-	return nil
+	return pd.runAfter()
 }
 
 // Unlook gives sockets their options back that DumpQueues may have changed, before their

@@ -18,27 +18,23 @@ const tfdIOCSetTicks = 0x40085400
 
 // timerFile: timerfd_create(2).
 var timerFile = fileKind{
-	dump: func(_ *ProcessDump, o *openFile, f *image.File) error {
-		fd, err := o.borrow()
-		if err != nil {
-			return err
+	dump: func(d *ProcessDump, o *openFile, f *image.File) (err error) {
+		if f.Timer, err = d.dumpTimerFD(o); err == nil && isDisarmed(f.Timer) {
+			// Or it is due, and has expired by then.
+			before := f.Timer
+			d.then(func() error {
+				t, err := d.dumpTimerFD(o)
+				if err != nil {
+					return err
+				}
+				if isDisarmed(t) && t.Ticks > before.Ticks {
+					t.Value = 1 // it is due again
+				}
+				d.image.Files[o.index].Timer = t
+				return nil
+			})
 		}
-		defer unix.Close(fd)
-		// A periodic timer that has expired stands still until somebody asks
-		// (timerfd_get_remaining, fs/timerfd.c). Asking counts what it has missed
-		// among its ticks, which are in fdinfo alone.
-		var now unix.ItimerSpec
-		if err := unix.TimerfdGettime(fd, &now); err != nil {
-			return fmt.Errorf("asking for its time: %w", err)
-		}
-		if err := o.look(); err != nil {
-			return err
-		}
-		if f.Timer, err = parseTimerFD(&o.info); err != nil {
-			return err
-		}
-		f.Timer.Value, f.Timer.Interval = now.Value.Nano(), now.Interval.Nano()
-		return nil
+		return err
 	},
 	open: func(_ *TreeRestore, f *image.File) (int, error) {
 		fd, err := unix.TimerfdCreate(f.Timer.Clock, unix.TFD_CLOEXEC)
@@ -63,6 +59,57 @@ var timerFile = fileKind{
 		return nil
 	},
 }
+
+// dumpTimerFD reads one, as of when the clocks were read.
+func (d *ProcessDump) dumpTimerFD(o *openFile) (*image.TimerFD, error) {
+	fd, err := o.borrow()
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	t, err := readTimerFD(fd, func() (*procfs.FDInfo, error) {
+		err := o.look()
+		return &o.info, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	t.Value = d.leftThen(t.Clock, t.Value)
+	return t, nil
+}
+
+// readTimerFD reads one that goes on. A periodic timer that has expired stands still until
+// somebody asks (timerfd_get_remaining, fs/timerfd.c). Asking counts what it has missed among
+// its ticks, which are in fdinfo alone: it must not expire between the two.
+func readTimerFD(fd int, look func() (*procfs.FDInfo, error)) (*image.TimerFD, error) {
+	const tries = 10 // a period may be shorter than what this takes
+	for try := 1; ; try++ {
+		var before, after unix.ItimerSpec
+		if err := unix.TimerfdGettime(fd, &before); err != nil {
+			return nil, fmt.Errorf("asking for its time: %w", err)
+		}
+		info, err := look()
+		if err != nil {
+			return nil, err
+		}
+		t, err := parseTimerFD(info)
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.TimerfdGettime(fd, &after); err != nil {
+			return nil, fmt.Errorf("asking for its time: %w", err)
+		}
+		first, last := before.Value.Nano(), after.Value.Nano()
+		t.Value, t.Interval = max(first, last), before.Interval.Nano()
+		if last == first || 0 < last && last < first || try == tries {
+			return t, nil
+		}
+	}
+}
+
+// isDisarmed reports a timer of which nothing is left, as of one that is due, too, until the
+// late interrupt has come.
+func isDisarmed(t *image.TimerFD) bool { return t.Value == 0 && (t.Ticks == 0 || t.Interval != 0) }
 
 // armTimerFD sets the timer, in the shell: its time namespace counts.
 func (r *ProcessRestore) armTimerFD(t *image.TimerFD, fd int) error {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"structs"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -51,6 +52,9 @@ func dumpIntervalTimers(d *ProcessDump) {
 				Value:    abi.value.sec*1e9 + abi.value.usec*1e3,
 				Interval: abi.interval.sec*1e9 + abi.interval.usec*1e3,
 			}
+			if which == unix.ITIMER_REAL {
+				t.Value = d.leftThen(unix.CLOCK_MONOTONIC, t.Value)
+			}
 			if t.Value != 0 || t.Interval != 0 {
 				d.Process.IntervalTimers = append(d.Process.IntervalTimers, t)
 			}
@@ -78,7 +82,7 @@ func dumpPOSIXTimers(d *ProcessDump) error {
 				return fmt.Errorf("timer %d: %w", t.ID, err)
 			}
 			parasite.Into(b, out, &abi)
-			t.Value = abi.value.sec*1e9 + abi.value.nsec
+			t.Value = d.leftThen(t.Clock, abi.value.sec*1e9+abi.value.nsec)
 			t.Interval = abi.interval.sec*1e9 + abi.interval.nsec
 			d.Process.Timers = append(d.Process.Timers, t)
 			return nil
@@ -213,6 +217,24 @@ func (r *ProcessRestore) armTimers(passed int64) error {
 
 // timerAbsolute is TIMER_ABSTIME, and TFD_TIMER_ABSTIME.
 const timerAbsolute = 1
+
+// leftThen is what was left of a timer, of which this much is left now, when the image's clocks
+// were read: it must not expire too early for them. Nothing is left of one that is disarmed.
+func (d *TreeDump) leftThen(clock int, left int64) int64 {
+	if left == 0 || standsStill(clock) {
+		return left
+	}
+	return left + time.Since(d.clocksRead).Nanoseconds()
+}
+
+// standsStill reports a clock that does so with its process or thread: one of processor time.
+func standsStill(clock int) bool {
+	switch clock {
+	case unix.CLOCK_MONOTONIC, unix.CLOCK_BOOTTIME, unix.CLOCK_BOOTTIME_ALARM, unix.CLOCK_REALTIME, unix.CLOCK_REALTIME_ALARM, unix.CLOCK_TAI:
+		return false
+	}
+	return true
+}
 
 // expiry is the value and the flags with which a timer is set that had left
 // nanoseconds to go.
