@@ -84,9 +84,9 @@ func (d *ProcessDump) dumpTimerFD(o *openFile) (*image.TimerFD, error) {
 func readTimerFD(fd int, look func() (*procfs.FDInfo, error)) (*image.TimerFD, error) {
 	const tries = 10 // a period may be shorter than what this takes
 	for try := 1; ; try++ {
-		var before, after unix.ItimerSpec
-		if err := unix.TimerfdGettime(fd, &before); err != nil {
-			return nil, fmt.Errorf("asking for its time: %w", err)
+		before, err := timeOf(fd)
+		if err != nil {
+			return nil, err
 		}
 		info, err := look()
 		if err != nil {
@@ -96,8 +96,9 @@ func readTimerFD(fd int, look func() (*procfs.FDInfo, error)) (*image.TimerFD, e
 		if err != nil {
 			return nil, err
 		}
-		if err := unix.TimerfdGettime(fd, &after); err != nil {
-			return nil, fmt.Errorf("asking for its time: %w", err)
+		after, err := timeOf(fd)
+		if err != nil {
+			return nil, err
 		}
 		first, last := before.Value.Nano(), after.Value.Nano()
 		t.Value, t.Interval = max(first, last), before.Interval.Nano()
@@ -105,6 +106,14 @@ func readTimerFD(fd int, look func() (*procfs.FDInfo, error)) (*image.TimerFD, e
 			return t, nil
 		}
 	}
+}
+
+// timeOf asks a timer what is left of it, which lets it go on.
+func timeOf(fd int) (left unix.ItimerSpec, err error) {
+	if err := unix.TimerfdGettime(fd, &left); err != nil {
+		return left, fmt.Errorf("asking for its time: %w", err)
+	}
+	return left, nil
 }
 
 // isDisarmed reports a timer of which nothing is left, as of one that is due, too, until the

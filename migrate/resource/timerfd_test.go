@@ -11,7 +11,7 @@ import (
 )
 
 // A timer that is due looks like one that is disarmed, until it has expired: none may be taken
-// for it, and no tick may be lost or told of twice.
+// for it, and one that expires once may not do so twice.
 func TestTimerThatIsDue(t *testing.T) {
 	const period = 50 * time.Microsecond
 	for _, tt := range []struct {

@@ -239,13 +239,13 @@ func standsStill(clock int) bool {
 // expiry is the value and the flags with which a timer is set that had left
 // nanoseconds to go.
 func (r *ProcessRestore) expiry(clock int, left, passed int64) (int64, uintptr) {
-	switch clock {
-	case unix.CLOCK_MONOTONIC:
+	switch {
+	case standsStill(clock):
+		return left, 0
+	case clock == unix.CLOCK_MONOTONIC:
 		return r.Image.Clocks.Monotonic + left, timerAbsolute
-	case unix.CLOCK_BOOTTIME, unix.CLOCK_BOOTTIME_ALARM:
+	case clock == unix.CLOCK_BOOTTIME, clock == unix.CLOCK_BOOTTIME_ALARM:
 		return r.Image.Clocks.Boottime + left, timerAbsolute
-	case unix.CLOCK_REALTIME, unix.CLOCK_REALTIME_ALARM, unix.CLOCK_TAI:
-		return max(left-passed, 1), 0
 	}
-	return left, 0 // processor time stands still with the process
+	return max(left-passed, 1), 0 // the clock of the day
 }
